@@ -1,0 +1,166 @@
+"""The record between the two worlds: a family's blocks with one model's settings.
+
+`Family` is frozen data (which blocks, which HF names, which config rules). `Architecture` binds it to settings read from one
+config.json and answers everything that follows from both: tensors, provider settings, FLOPs, whether a plan is possible.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from .blocks import GQA, MLP, Embedding, Head, Norm
+from .blocks.base import Site
+from .config import ConfigRules, Rule
+from .errors import PlanError
+from .plan import ParallelPlan
+from .relations import Tensor
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A stack of equal layers: a mixer and an MLP, each behind a norm.
+
+    prefix: HF name of layer ``{i}``.
+    """
+
+    prefix: str
+    mixer: GQA
+    ffn: MLP
+    mixer_norm: Norm
+    ffn_norm: Norm
+
+    def tensors(self, v: Mapping, spec: str, layer: int) -> Iterator[Tensor]:
+        """The tensors of one layer."""
+        at = Site(v, self.prefix.format(i=layer), spec, layer)
+        yield from self.mixer_norm.tensors(at, "attention.norm")
+        yield from self.mixer.tensors(at)
+        yield from self.ffn_norm.tensors(at, "mlp.norm")
+        yield from self.ffn.tensors(at)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family as data.
+
+    name:          its name on the command line and in case ids.
+    architectures: HF ``architectures`` it claims; `model_types` is the fallback.
+    ignore:        (glob of HF tensor names, reason) that carry no information.
+    """
+
+    name: str
+    title: str
+    architectures: tuple[str, ...]
+    model_types: tuple[str, ...]
+    config: tuple[Rule, ...]
+    decoder: Decoder
+    final_norm: Norm
+    embedding: Embedding = Embedding()
+    head: Head = Head()
+    ignore: tuple[tuple[str, str], ...] = (("*.rotary_emb.inv_freq", "recomputed from the rope base"),)
+
+    @cached_property
+    def rules(self) -> ConfigRules:
+        """The two-way config rules."""
+        return ConfigRules(self.config)
+
+    def architecture(self, config: Mapping[str, Any], *, allow_fields: tuple[str, ...] = ()) -> Architecture:
+        """Bind the family to one config.json. Raises ConfigError."""
+        blocks = (self.decoder.mixer, self.decoder.ffn, self.decoder.mixer_norm)
+        fixed = {key: value for block in blocks for key, value in block.settings().items()}
+        return Architecture(self, fixed | self.rules.read(config, allow_fields))
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """A family with one model's settings (keys are provider fields, values JSON-able)."""
+
+    family: Family
+    settings: Mapping[str, Any]
+
+    def padded_vocab(self, tp: int, divisible_by: int = 128) -> int:
+        """Vocabulary rounded up to a multiple of `divisible_by` * tp, as Megatron pads it."""
+        unit = divisible_by * tp
+        return -(-self.settings["vocab_size"] // unit) * unit
+
+    def tensors(self, padded_vocab: int | None = None, *, spec: str = "transformer_engine") -> list[Tensor]:
+        """Every global Megatron tensor, in HF order. `padded_vocab` defaults to the plain vocabulary."""
+        v, family = self.settings, self.family
+        vocab = padded_vocab or v["vocab_size"]
+        top = Site(v, "", spec)
+        out = list(family.embedding.tensors(top, vocab))
+        for layer in range(v["num_layers"]):
+            out += family.decoder.tensors(v, spec, layer)
+        out += family.final_norm.tensors(top, "final_norm")
+        out += family.head.tensors(top, vocab, family.embedding)
+        return out
+
+    def hf_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every HF tensor the checkpoint must hold, in export order."""
+        return {s.name: s.shape for t in self.tensors() if not t.alias for s in t.sources}
+
+    def ignored(self, name: str) -> str | None:
+        """Why an HF tensor is not converted, or None if it must be."""
+        return next((reason for glob, reason in self.family.ignore if fnmatch.fnmatch(name, glob)), None)
+
+    def tied_head(self) -> tuple[str, str] | None:
+        """(head, embedding) HF names where the head is tied: a checkpoint may list the head all the same, with equal values."""
+        if not self.settings["share_embeddings_and_output_weights"]:
+            return None
+        return f"{self.family.head.module}.weight", f"{self.family.embedding.module}.weight"
+
+    def check(self, plan: ParallelPlan, ranks: int | None = None) -> None:
+        """Raise PlanError for the first constraint that `plan` breaks, before any rank starts."""
+        v, tp = self.settings, plan.tp
+        if ranks is not None and ranks % plan.world_size:
+            raise PlanError(f"plan {plan} needs {plan.world_size} ranks or a multiple of them; there are {ranks}")
+        if v["num_attention_heads"] % tp:
+            raise PlanError(
+                f"plan {plan}: {v['num_attention_heads']} attention heads do not divide by tp {tp} (heads % tp = {v['num_attention_heads'] % tp})"
+            )
+        groups = v["num_query_groups"]
+        if groups % tp and tp % groups:
+            raise PlanError(f"plan {plan}: {groups} query groups and tp {tp}: one must be a multiple of the other")
+        if v["ffn_hidden_size"] % tp:
+            raise PlanError(f"plan {plan}: MLP width {v['ffn_hidden_size']} does not divide by tp {tp}")
+        if plan.ep > 1 or plan.etp not in (None, tp):
+            raise PlanError(f"plan {plan}: {self.family.name} has no experts; drop ep and etp")
+        plan.placement(v["num_layers"])
+
+    def flops(self, seq_len: int, batch: int = 1, *, causal: bool = False) -> int:
+        """Matmul FLOPs of one forward pass over `batch` sequences of `seq_len` tokens.
+
+        causal False counts every key for every query, as a counter on eager attention does; True counts only the keys a
+        query may see (causal mask and sliding window), the model FLOPs of a real kernel.
+        """
+        v, decoder = self.settings, self.family.decoder
+        per_token = self.family.head.flops(v)
+        for layer in range(v["num_layers"]):
+            keys = mean_keys(seq_len, self.window(layer)) if causal else seq_len
+            per_token += decoder.mixer.flops(v, keys) + decoder.ffn.flops(v)
+        return round(per_token * seq_len * batch)
+
+    def window(self, layer: int) -> int | None:
+        """Keys a query of this layer may see, its own included; None without a window."""
+        size, slides = self.settings.get("window_size"), self.settings.get("window_attn_skip_freq")
+        return size[0] + 1 if size and (slides is None or slides[layer]) else None
+
+    def parameters(self) -> int:
+        """Number of weights, tied ones once."""
+        total = 0
+        for shape in self.hf_shapes().values():
+            count = 1
+            for n in shape:
+                count *= n
+            total += count
+        return total
+
+
+def mean_keys(seq_len: int, window: int | None) -> float:
+    """Mean number of keys a causal query sees: (S+1)/2, or with W keys at most W - W(W-1)/2S."""
+    if window is None or window >= seq_len:
+        return (seq_len + 1) / 2
+    return window - window * (window - 1) / (2 * seq_len)

@@ -1,0 +1,52 @@
+"""Grouped-query attention (multi-head and multi-query are its ends)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..relations import COLUMN, ROW, Tensor, grouped_qkv
+from .base import Site
+
+
+@dataclass(frozen=True)
+class GQA:
+    """Self attention with separate q, k, v, o projections on disk and one fused QKV in Megatron.
+
+    qk_norm: an RMSNorm over each query and key head.
+    qkv_bias: biases on q, k, v alone (Qwen2); biases on every linear are the setting add_bias_linear.
+    """
+
+    prefix: str = "self_attn"
+    qk_norm: bool = False
+    qkv_bias: bool = False
+
+    def settings(self) -> dict:
+        """TransformerConfig fields."""
+        return {"qk_layernorm": self.qk_norm, "add_qkv_bias": self.qkv_bias}
+
+    def tensors(self, at: Site) -> Iterator[Tensor]:
+        """qkv [G*(R+2)*D, H] column-parallel by whole rows, out [H, G*R*D] row-parallel, norms replicated."""
+        v = at.v
+        hidden, heads, groups, dim = v["hidden_size"], v["num_attention_heads"], v["num_query_groups"], v["kv_channels"]
+        rows = grouped_qkv(heads, groups, dim)
+        widths = {"q_proj": heads * dim, "k_proj": groups * dim, "v_proj": groups * dim}
+
+        def qkv(part, *rest):
+            return tuple(at.source(f"{self.prefix}.{m}", part, n, *rest) for m, n in widths.items())
+
+        yield at.joined("attention.qkv", "weight", qkv("weight", hidden), rows, COLUMN)
+        if self.qkv_bias or v["add_bias_linear"]:
+            yield at.joined("attention.qkv", "bias", qkv("bias"), rows, COLUMN)
+        yield at.same("attention.out", f"{self.prefix}.o_proj", "weight", hidden, heads * dim, shard=ROW)
+        if v["add_bias_linear"]:
+            yield at.same("attention.out", f"{self.prefix}.o_proj", "bias", hidden)
+        if self.qk_norm:
+            for head in "qk":
+                yield at.same(f"attention.{head}_norm", f"{self.prefix}.{head}_norm", "weight", dim)
+
+    def flops(self, v, keys: float) -> float:
+        """One token through the layer's attention, looking at `keys` keys."""
+        hidden, heads, groups, dim = v["hidden_size"], v["num_attention_heads"], v["num_query_groups"], v["kv_channels"]
+        projections = 2 * hidden * (heads + 2 * groups) * dim + 2 * heads * dim * hidden
+        return projections + 4 * heads * dim * keys

@@ -1,0 +1,185 @@
+"""Config rules that several families share: rope, dtype, activation, windows, biases."""
+
+from __future__ import annotations
+
+from .config import REFUSED, Rule, typed
+from .errors import ConfigError
+
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu", "relu2")
+_SYNONYMS = {"swish": "silu"}
+
+
+def activation(default: str) -> Rule:
+    """``hidden_act`` -> ``activation_func`` (by name; the provider looks the function up)."""
+
+    def read(hf, v):
+        name = hf.get("hidden_act", default)
+        name = _SYNONYMS.get(name, name)
+        if name not in ACTIVATIONS:
+            raise ConfigError(f"config field 'hidden_act' is {name!r}; supported: {', '.join(ACTIVATIONS)}")
+        return {"activation_func": name}
+
+    return Rule(("hidden_act",), ("activation_func",), read, lambda v, hf: {"hidden_act": v["activation_func"]})
+
+
+def dtype() -> Rule:
+    """``dtype`` (new) and ``torch_dtype`` (old) -> ``params_dtype``; absent means float32 until weights say otherwise."""
+
+    def read(hf, v):
+        names = [str(hf[k]).removeprefix("torch.") for k in ("dtype", "torch_dtype") if hf.get(k) is not None]
+        if len(set(names)) > 1:
+            raise ConfigError(f"config fields 'dtype' = {names[0]!r} and 'torch_dtype' = {names[1]!r} contradict; keep one")
+        name = names[0] if names else "float32"
+        if name not in ("float32", "bfloat16", "float16", "float64"):
+            raise ConfigError(f"config field 'dtype' is {name!r}; supported: float32, bfloat16, float16, float64")
+        return {"params_dtype": name}
+
+    def write(v, hf):
+        old = "torch_dtype" in hf and "dtype" not in hf
+        return {"torch_dtype" if old else "dtype": v["params_dtype"], **({"torch_dtype": REFUSED} if not old else {})}
+
+    return Rule(("dtype", "torch_dtype"), ("params_dtype",), read, write)
+
+
+def window() -> Rule:
+    """``sliding_window`` for every layer (Mistral): W keys, the token's own included -> ``window_size`` [W-1, 0].
+
+    Absent means transformers' class default of 4096; null means none.
+    """
+
+    def read(hf, v):
+        width = hf.get("sliding_window", 4096)
+        return {"window_size": None if width is None else [typed("sliding_window", width, int) - 1, 0]}
+
+    def write(v, hf):
+        return {"sliding_window": v["window_size"] and v["window_size"][0] + 1}
+
+    return Rule(("sliding_window",), ("window_size",), read, write)
+
+
+def windows_by_layer(*, width: int = 4096, first_full: int = 28) -> Rule:
+    """``use_sliding_window``, ``sliding_window``, ``max_window_layers``, ``layer_types`` (Qwen) -> ``window_size`` and
+    ``window_attn_skip_freq`` (None: every layer slides; else a list, 1 where the layer slides)."""
+    keys = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+
+    def read(hf, v):
+        on = typed("use_sliding_window", hf.get("use_sliding_window", False), bool)
+        size = hf.get("sliding_window", width) if on else None
+        kinds, layers = hf.get("layer_types"), v["num_layers"]
+        if kinds is None:
+            edge = hf.get("max_window_layers", first_full)
+            kinds = ["sliding_attention" if size is not None and i >= edge else "full_attention" for i in range(layers)]
+        if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
+            raise ConfigError(
+                f"config field 'layer_types' must name sliding_attention or full_attention for each of the {layers} layers, got {kinds}"
+            )
+        slides = [int(kind == "sliding_attention") for kind in kinds]
+        if any(slides) and size is None:
+            raise ConfigError("config field 'layer_types' asks for sliding attention while use_sliding_window/sliding_window turn it off")
+        if not any(slides):
+            return {"window_size": None, "window_attn_skip_freq": None}
+        return {"window_size": [typed("sliding_window", size, int) - 1, 0], "window_attn_skip_freq": None if all(slides) else slides}
+
+    def write(v, hf):
+        if v["window_size"] is None:
+            return {"use_sliding_window": False, "sliding_window": None, "layer_types": REFUSED}
+        slides = v["window_attn_skip_freq"] or [1] * v["num_layers"]
+        kinds = ["sliding_attention" if s else "full_attention" for s in slides]
+        return {"use_sliding_window": True, "sliding_window": v["window_size"][0] + 1, "layer_types": kinds}
+
+    return Rule(keys, ("window_size", "window_attn_skip_freq"), read, write)
+
+
+def biases(*, attention: str = "attention_bias", mlp: str | None = "mlp_bias") -> Rule:
+    """Bias flags -> ``add_bias_linear``: megatron-core's one switch gives every linear of a layer a bias."""
+    keys = (attention, mlp) if mlp else (attention,)
+
+    def read(hf, v):
+        on = [typed(k, hf.get(k, False), bool) for k in keys]
+        if any(on) and (not all(on) or mlp is None):
+            raise ConfigError(
+                f"config field {attention!r} = {on[0]} without biases in the MLP is not supported: megatron-core's add_bias_linear"
+                " gives biases to attention and MLP together"
+            )
+        return {"add_bias_linear": all(on)}
+
+    return Rule(keys, ("add_bias_linear",), read, lambda v, hf: dict.fromkeys(keys, v["add_bias_linear"]))
+
+
+ROPE_FIELDS = (
+    *("rotary_base", "rotary_percent", "seq_len_interpolation_factor", "rope_scaling", "rope_scaling_factor"),
+    *("rope_scaling_low_freq_factor", "rope_scaling_high_freq_factor", "rope_scaling_original_max_position_embeddings"),
+)
+
+
+def rope(*, partial: float | None = None) -> Rule:
+    """Rotary fields, old (``rope_theta``, ``rope_scaling``) and new (``rope_parameters``) -> megatron-core's.
+
+    partial: default ``partial_rotary_factor`` where the family's attention rotates only a part of a head; None where it
+    always rotates the whole head. Kinds: default, linear, llama3; others are refused by name.
+    """
+    keys = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+
+    def read(hf, v):
+        params = _rope_parameters(hf)
+        kind, percent = params.pop("rope_type"), _percent(params, hf, partial)
+        out = dict.fromkeys(ROPE_FIELDS)
+        out |= {"rotary_base": typed("rope_theta", params.pop("rope_theta"), float), "rotary_percent": percent, "rope_scaling": False}
+        if kind == "linear":
+            out["seq_len_interpolation_factor"] = typed("rope_scaling.factor", params.pop("factor", None), float)
+        elif kind == "llama3":
+            original = params.pop("original_max_position_embeddings", None) or v["seq_length"]
+            out |= {"rope_scaling": True, "rope_scaling_original_max_position_embeddings": original}
+            for name in ("factor", "low_freq_factor", "high_freq_factor"):
+                out[f"rope_scaling_{name}"] = typed(f"rope_scaling.{name}", params.pop(name, None), float)
+        elif kind != "default":
+            raise ConfigError(f"rope type {kind!r} is not supported by this family; supported: default, linear, llama3")
+        left = {k: x for k, x in params.items() if x is not None}
+        if left:
+            raise ConfigError(f"rope parameters {left} mean nothing for rope type {kind!r}; remove them or name the type they belong to")
+        return out
+
+    def write(v, hf):
+        kind = "llama3" if v["rope_scaling"] else "linear" if v["seq_len_interpolation_factor"] else "default"
+        scaling = {"rope_type": kind}
+        if kind == "llama3":
+            scaling |= {n: v[f"rope_scaling_{n}"] for n in ("factor", "low_freq_factor", "high_freq_factor")}
+            scaling["original_max_position_embeddings"] = v["rope_scaling_original_max_position_embeddings"]
+        if kind == "linear":
+            scaling["factor"] = v["seq_len_interpolation_factor"]
+        part = {"partial_rotary_factor": v["rotary_percent"]} if partial is not None else {}
+        if "rope_parameters" in hf or not hf:
+            gone = {k: REFUSED for k in ("rope_theta", "rope_scaling", "partial_rotary_factor")}
+            return {**gone, "rope_parameters": {**scaling, "rope_theta": v["rotary_base"], **part}}
+        return {"rope_theta": v["rotary_base"], "rope_scaling": None if kind == "default" else scaling, **part}
+
+    return Rule(keys, ROPE_FIELDS, read, write)
+
+
+def _rope_parameters(hf) -> dict:
+    """Both spellings as one dict with rope_type and rope_theta, with transformers' precedence; contradictions are refused."""
+    old, new = hf.get("rope_scaling"), hf.get("rope_parameters")
+    if old and new and old != new:
+        raise ConfigError(f"config fields 'rope_scaling' = {old} and 'rope_parameters' = {new} contradict; keep one")
+    params = dict(old or new or {})
+    if "rope_theta" in hf and params.get("rope_theta", hf["rope_theta"]) != hf["rope_theta"]:
+        raise ConfigError(f"'rope_theta' = {hf['rope_theta']} and rope_parameters' {params['rope_theta']} contradict; keep one")
+    params.setdefault("rope_theta", hf.get("rope_theta", 10000.0))
+    kinds = {params.pop(k) for k in ("rope_type", "type") if k in params}
+    if len(kinds) > 1:
+        raise ConfigError(f"rope parameters name two types: {sorted(map(str, kinds))}; keep one")
+    params["rope_type"] = kinds.pop() if kinds else "default"
+    return params
+
+
+def _percent(params: dict, hf, partial: float | None) -> float:
+    outer, inner = hf.get("partial_rotary_factor", partial), params.pop("partial_rotary_factor", None)
+    if inner is not None and "partial_rotary_factor" in hf and inner != outer:
+        raise ConfigError(f"'partial_rotary_factor' = {outer} and rope_parameters' {inner} contradict; keep one")
+    percent = inner if inner is not None else outer
+    if partial is None:
+        if percent not in (None, 1.0):
+            raise ConfigError(f"config field 'partial_rotary_factor' is {percent}; this family rotates whole heads")
+        return 1.0
+    return typed("partial_rotary_factor", percent, float)
+

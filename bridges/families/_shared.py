@@ -1,0 +1,22 @@
+"""Names that the llama-like families have in common."""
+
+from __future__ import annotations
+
+from ..config import copy
+from ..config_rules import dtype
+
+SIZES = (
+    copy("num_hidden_layers", "num_layers"),
+    copy("hidden_size"),
+    copy("intermediate_size", "ffn_hidden_size"),
+    copy("num_attention_heads"),
+    copy("vocab_size"),
+    copy("tie_word_embeddings", "share_embeddings_and_output_weights", kind=bool, default=False),
+    copy("attention_dropout", kind=float, default=0.0),
+    dtype(),
+)
+
+
+def derived_head_dim(v) -> int:
+    """hidden / heads, what transformers takes where head_dim is absent or null."""
+    return v["hidden_size"] // v["num_attention_heads"]

@@ -1,0 +1,121 @@
+"""Moves: what one rank copies between a Hugging Face tensor and its own piece of a Megatron tensor.
+
+relation index o shard index = the rows a rank holds; cut into contiguous runs, each run is a `Move` from a slice of a
+source to a slice of the rank's piece. Import, export, `explain`, gradients and proofs all read the same moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import CoverageError, PlanError
+from .plan import Coordinates, ParallelPlan
+from .relations import FILL, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Copy ``source[src]`` to ``piece[dst]`` (import) or back (export); slices of equal shape.
+
+    `source` is None for fill: ``piece[dst]`` is padding and holds zeros.
+    """
+
+    source: str | None
+    src: tuple[slice, ...]
+    dst: tuple[slice, ...]
+
+
+def tensor_ranks(tensor: Tensor, plan: ParallelPlan, at: Coordinates) -> tuple[int, int]:
+    """(number of pieces, this rank's piece) of a tensor under a plan."""
+    return (1, 0) if tensor.shard.kind == "replicated" else (plan.tp, at.tp)
+
+
+def moves(tensor: Tensor, ranks: int, rank: int) -> tuple[Move, ...]:
+    """The moves of piece `rank` of `ranks` of one tensor. Raises PlanError where the tensor cannot be cut so."""
+    try:
+        held = tensor.shard.index(tensor.shape[tensor.shard.axis], ranks, rank)
+    except ValueError as cut:
+        raise PlanError(f"{tensor.name} {list(tensor.shape)}: {cut}; lower tp") from None
+    rows = tensor.rows[held] if tensor.shard.axis == 0 else tensor.rows
+    columns = [(slice(0, n), slice(0, n)) for n in tensor.shape[1:]]
+    if tensor.shard.axis > 0 and tensor.shard.kind == "split":
+        columns[tensor.shard.axis - 1] = (held, slice(0, held.stop - held.start))
+    src_rest, dst_rest = tuple(c[0] for c in columns), tuple(c[1] for c in columns)
+    starts = np.cumsum([0, *(s.shape[0] for s in tensor.sources)])
+    out = []
+    for first, last, row in runs(rows, starts):
+        dst = (slice(first, last), *dst_rest)
+        if row == FILL:
+            out.append(Move(None, (), dst))
+            continue
+        which = int(np.searchsorted(starts, row, side="right")) - 1
+        begin = row - int(starts[which])
+        out.append(Move(tensor.sources[which].name, (slice(begin, begin + last - first), *src_rest), dst))
+    return tuple(out)
+
+
+def runs(rows: np.ndarray, boundaries: np.ndarray) -> list[tuple[int, int, int]]:
+    """Cut an index into runs (first, last, row): positions first..last-1 hold rows row, row+1, ... of one source.
+
+    `boundaries` are the first rows of each source; a run never crosses one. Fill runs have row -1.
+    """
+    if not len(rows):
+        return []
+    fill = rows == FILL
+    step = np.diff(rows)
+    cut = np.where(fill[1:] | fill[:-1], fill[1:] != fill[:-1], step != 1) | np.isin(rows[1:], boundaries) & ~fill[1:]
+    firsts = np.concatenate([[0], np.flatnonzero(cut) + 1])
+    lasts = np.concatenate([firsts[1:], [len(rows)]])
+    return [(int(a), int(b), int(rows[a])) for a, b in zip(firsts, lasts, strict=True)]
+
+
+def piece_shape(tensor: Tensor, ranks: int) -> tuple[int, ...]:
+    """Shape of one rank's piece."""
+    if tensor.shard.kind == "replicated":
+        return tensor.shape
+    return tuple(n // ranks if axis == tensor.shard.axis else n for axis, n in enumerate(tensor.shape))
+
+
+# ------------------------------------------------------------------------------------------------------------- proofs
+def prove(tensors: list[Tensor], plan: ParallelPlan) -> None:
+    """Prove that under `plan` every HF element is taken exactly once and every Megatron element written exactly once.
+
+    Names and shapes are enough, so it runs on published configs at true size. Raises CoverageError naming the tensor and row.
+    """
+    owner: dict[str, str] = {}
+    proven: set = set()  # indices are shared between layers: each distinct one is counted once
+    for tensor in tensors:
+        total = sum(s.shape[0] for s in tensor.sources)
+        ranks = 1 if tensor.shard.kind == "replicated" else plan.tp
+        size = tensor.shape[tensor.shard.axis]
+        if len({s.shape[1:] for s in tensor.sources} | {tensor.shape[1:]}) != 1:
+            raise CoverageError(f"{tensor.name}: rows of its sources and its own {list(tensor.shape)} differ in shape")
+        if (key := (id(tensor.rows), total)) not in proven:
+            _prove_rows(tensor, total)
+            proven.add(key)
+        if (key := (tensor.shard, size, ranks)) not in proven:
+            _prove_shards(tensor, size, ranks)
+            proven.add(key)
+        for source in () if tensor.alias else tensor.sources:
+            if other := owner.setdefault(source.name, tensor.name) != tensor.name and owner[source.name]:
+                raise CoverageError(f"{source.name} is taken twice: by {other} and by {tensor.name}")
+
+
+def _prove_rows(tensor: Tensor, total: int) -> None:
+    count = np.bincount(tensor.rows[tensor.rows != FILL], minlength=total)
+    if (count != 1).any():
+        bad = int(np.flatnonzero(count != 1)[0])
+        raise CoverageError(f"{tensor.name}: source row {bad} is taken {int(count[bad])} times, not once")
+
+
+def _prove_shards(tensor: Tensor, size: int, ranks: int) -> None:
+    try:
+        held = [np.arange(size)[tensor.shard.index(size, ranks, r)] for r in range(ranks)]
+    except ValueError as cut:
+        raise PlanError(f"{tensor.name} {list(tensor.shape)}: {cut}; lower tp") from None
+    count = np.bincount(np.concatenate(held), minlength=size)
+    if (count != 1).any():
+        bad = int(np.flatnonzero(count != 1)[0])
+        raise CoverageError(f"{tensor.name}: position {bad} on axis {tensor.shard.axis} is held by {int(count[bad])} ranks, not one")

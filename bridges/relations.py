@@ -1,0 +1,109 @@
+"""Weight relations as integer indices: which row of which Hugging Face tensor each Megatron row is.
+
+Relations speak of *global* tensors. Along axis 0 a Megatron tensor's rows are an index into the concatenated rows of its
+sources; -1 is fill (padding). Sharding (`Shard`) is a second, independent index; `moves.py` composes the two.
+
+Letters: G query groups, R query heads a group, D head dim, H hidden, F MLP width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+FILL = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One Hugging Face tensor, by its name on disk, with the shape its config promises."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """How one Megatron tensor is cut over the tensor-parallel ranks.
+
+    kind: ``replicated`` | ``split``. A split cuts `axis` into equal pieces; with `sections` every section of the axis is
+    cut on its own and a rank holds its piece of each, in order (gate and up of a gated MLP).
+    """
+
+    kind: str = "replicated"
+    axis: int = 0
+    sections: tuple[int, ...] = ()
+
+    def index(self, size: int, ranks: int, rank: int) -> np.ndarray | slice:
+        """Positions along `axis` that `rank` of `ranks` holds. Raises ValueError where a piece would not be whole."""
+        if self.kind == "replicated" or ranks == 1:
+            return slice(0, size)
+        sections = self.sections or (size,)
+        for n in sections:
+            if n % ranks:
+                raise ValueError(f"{n} positions on axis {self.axis} cannot be cut into {ranks} equal pieces")
+        if len(sections) == 1:
+            return slice(size // ranks * rank, size // ranks * (rank + 1))
+        starts = np.cumsum((0, *sections[:-1]))
+        return np.concatenate([np.arange(n // ranks) + a + n // ranks * rank for a, n in zip(starts, sections, strict=True)])
+
+
+REPLICATED = Shard()
+COLUMN = Shard("split", 0)
+ROW = Shard("split", 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """One global Megatron tensor: where its rows come from, and how it is cut.
+
+    name:    Megatron parameter name with the global layer number.
+    shape:   global Megatron shape (vocabulary padding included).
+    sources: Hugging Face tensors; their rows, concatenated on axis 0, are what `rows` counts.
+    rows:    int64 [shape[0]], index into those rows; -1 where Megatron has padding.
+    alias:   True for a second copy of the same source (a tied head on its own pipeline stage): imported, never exported.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[Source, ...]
+    rows: np.ndarray = field(repr=False)
+    shard: Shard = REPLICATED
+    alias: bool = False
+
+    def __post_init__(self):
+        total = sum(s.shape[0] for s in self.sources)
+        if self.rows.shape != (self.shape[0],) or self.rows.max(initial=FILL) >= total:
+            raise ValueError(f"{self.name}: index of {self.rows.shape} rows into {total} does not give shape {self.shape}")
+
+
+@lru_cache(maxsize=512)
+def identity(rows: int) -> np.ndarray:
+    """Same rows, same order."""
+    return _frozen(np.arange(rows, dtype=np.int64))
+
+
+@lru_cache(maxsize=64)
+def padded(rows: int, total: int) -> np.ndarray:
+    """`rows` rows, then fill up to `total` (a vocabulary padded for tensor parallelism)."""
+    return _frozen(np.concatenate([np.arange(rows, dtype=np.int64), np.full(total - rows, FILL, dtype=np.int64)]))
+
+
+@lru_cache(maxsize=64)
+def grouped_qkv(num_heads: int, num_groups: int, head_dim: int) -> np.ndarray:
+    """Fused QKV rows: per query group its R query heads, its key head, its value head (megatron-core's order).
+
+    Sources are q [G*R*D, ...], k [G*D, ...], v [G*D, ...].
+    """
+    heads_a_group = num_heads // num_groups
+    q = np.arange(num_heads * head_dim, dtype=np.int64).reshape(num_groups, heads_a_group * head_dim)
+    k = q.size + np.arange(num_groups * head_dim, dtype=np.int64).reshape(num_groups, head_dim)
+    v = q.size + k.size + np.arange(num_groups * head_dim, dtype=np.int64).reshape(num_groups, head_dim)
+    return _frozen(np.concatenate([q, k, v], axis=1).reshape(-1))
+
+
+def _frozen(index: np.ndarray) -> np.ndarray:
+    index.setflags(write=False)
+    return index
