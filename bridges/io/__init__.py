@@ -1,0 +1,1 @@
+"""Checkpoint files: safetensors source and sink, torch_dist checkpoints."""

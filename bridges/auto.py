@@ -1,0 +1,289 @@
+"""AutoBridge: detection and the public methods, under the names that code written for Megatron-Bridge uses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import exporter, importer, parallel
+from .architecture import Architecture
+from .errors import BridgeError, ConfigError
+from .families import families, find_family
+from .held import as_chunks, held
+from .io import torch_dist
+from .io.files import whole_folder
+from .io.sink import Entry, write_companions, write_weights
+from .io.source import SafetensorsSource
+from .moves import Move
+from .plan import ParallelPlan
+from .provider import Provider
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ConversionTask:
+    """One Megatron parameter of this rank and the moves that fill it (``explain`` prints them)."""
+
+    param_name: str
+    param_weight: Any
+    sources: tuple[str, ...]
+    moves: tuple[Move, ...]
+
+
+class AutoBridge:
+    """A bridge between one Hugging Face model and megatron-core.
+
+    Make it with `from_hf_pretrained` (a folder or hub id, with weights) or `from_hf_config` (no weights).
+    """
+
+    def __init__(self, config: Mapping[str, Any], folder: Path | None = None, *, allow_fields: tuple[str, ...] = ()):
+        self.hf_config = dict(config)
+        self.folder = folder
+        self.allow_fields = allow_fields
+        self.family = find_family(config)
+        self.architecture: Architecture = self.family.architecture(config, allow_fields=allow_fields)
+        self._source: SafetensorsSource | None = None
+
+    # -------------------------------------------------------------------------------------------------------- detection
+    @classmethod
+    def from_hf_pretrained(cls, path: str | Path, *, allow_fields: tuple[str, ...] = (), **hub: Any) -> AutoBridge:
+        """Bridge for a local model folder, or a hub id (downloaded by huggingface_hub, which takes the other arguments).
+
+        `allow_fields` names unknown config fields that you vouch for. Raises ConfigError, CheckpointError, UnknownArchitectureError.
+        """
+        folder = Path(path) if Path(path).is_dir() else _download(str(path), hub)
+        return cls(read_config(folder), folder, allow_fields=allow_fields)
+
+    @classmethod
+    def from_hf_config(cls, config: Any, *, allow_fields: tuple[str, ...] = ()) -> AutoBridge:
+        """Bridge without weights, from a transformers config object, a dict, or the path of a config.json or model folder."""
+        if isinstance(config, str | Path):
+            config = read_config(Path(config))
+        elif hasattr(config, "to_dict"):
+            config = from_transformers(config)
+        return cls(config, allow_fields=allow_fields)
+
+    @classmethod
+    def can_handle(cls, path: str | Path, **hub: Any) -> bool:
+        """Whether a registered family takes the model at `path`, every config field understood."""
+        try:
+            cls.from_hf_pretrained(path, **hub)
+        except BridgeError:
+            return False
+        return True
+
+    @classmethod
+    def supports(cls, config: Any) -> bool:
+        """Whether a registered family claims the config's architecture."""
+        try:
+            find_family(config if isinstance(config, Mapping) else config.to_dict())
+        except BridgeError:
+            return False
+        return True
+
+    @classmethod
+    def list_supported_models(cls) -> list[str]:
+        """Every architecture that some family claims."""
+        return sorted(a for family in families().values() for a in family.architectures)
+
+    # ----------------------------------------------------------------------------------------------------------- models
+    @property
+    def source(self) -> SafetensorsSource:
+        """The weights. Raises BridgeError for a bridge made from a config alone."""
+        if self.folder is None:
+            raise BridgeError("this bridge was made from a config and has no weights; use from_hf_pretrained, or pass hf_path")
+        if self._source is None:
+            self._source = SafetensorsSource(self.folder)
+        return self._source
+
+    def to_megatron_provider(self, load_weights: bool = True) -> Provider:
+        """The provider: change its settings, then `finalize` and `provide_distributed_model`. With `load_weights`, models it builds are
+        filled from the checkpoint."""
+        provider = Provider(self.architecture)
+        if load_weights:
+            provider.register_pre_wrap_hook(lambda chunks: self._load(chunks, provider.architecture, self.source, None))
+        if load_weights and not ({"dtype", "torch_dtype"} & {k for k, v in self.hf_config.items() if v is not None}):
+            provider.params_dtype = self.source.dtype(next(iter(self.architecture.hf_shapes())))
+        return provider
+
+    def to_megatron_model(self, load_weights: bool = True, *, plan: ParallelPlan | str = "", wrap_with_ddp: bool = False) -> list:
+        """This rank's model chunks under `plan`, filled from the checkpoint."""
+        provider = self.to_megatron_provider(load_weights).apply(plan).finalize()
+        return provider.provide_distributed_model(wrap_with_ddp=wrap_with_ddp)
+
+    @property
+    def transformer_config(self):
+        """megatron-core's TransformerConfig of the model on one rank."""
+        return self.to_megatron_provider(load_weights=False).finalize().config
+
+    # ---------------------------------------------------------------------------------------------------------- weights
+    def load_hf_weights(self, model, hf_path: str | Path | None = None, *, progress: Progress | None = None):
+        """Fill a built model (or its list of chunks) from this bridge's checkpoint, or from another of the same architecture; returns
+        the model. Each rank reads the bytes of its own pieces. Raises CheckpointError, CoverageError."""
+        source = self.source if hf_path is None else SafetensorsSource(hf_path)
+        self._load(model, self._live(model), source, progress)
+        return model
+
+    def export_hf_weights(self, model, cpu: bool = True, show_progress: bool = False) -> Iterator[tuple[str, Any]]:
+        """Stream (HF name, whole tensor) in checkpoint order, bit-exact, on every rank; all ranks must consume it to the end."""
+        export = exporter.Export(model, self._live(model), cpu=cpu)
+        stream = self._with_listed_head(export)
+        if not show_progress:
+            return stream
+        from .progress import tracked
+
+        return tracked(stream, "exporting", len(export.entries))
+
+    def export_hf_gradients(self, model, cpu: bool = True) -> Iterator[tuple[str, Any]]:
+        """Stream (HF name, gradient) through the same moves as the weights (main_grad of DDP-wrapped models, else .grad)."""
+        return iter(exporter.Export(model, self._live(model), value=exporter.gradient, cpu=cpu))
+
+    def get_conversion_tasks(self, model) -> list[ConversionTask]:
+        """What `load_hf_weights` would do on this rank, parameter by parameter."""
+        return [
+            ConversionTask(h.tensor.name, h.param, tuple(s.name for s in h.tensor.sources), h.moves)
+            for h in held(model, self._live(model))
+        ]
+
+    # -------------------------------------------------------------------------------------------------- Hugging Face files
+    def save_hf_pretrained(
+        self, model, path: str | Path, *, max_shard_size: int | str = "5GB", overwrite: bool = False, progress: Progress | None = None
+    ) -> None:
+        """Write a complete model folder: weights, index, config.json of the model as it is now, and the source's small files.
+
+        Every rank calls it; rank 0 writes. The folder appears when it is complete. Raises CheckpointError.
+        """
+        self._save(model, Path(path), max_shard_size, overwrite, progress, complete=True)
+
+    def save_hf_weights(self, model, path: str | Path, *, max_shard_size: int | str = "5GB", overwrite: bool = False) -> None:
+        """Write weights and index only."""
+        self._save(model, Path(path), max_shard_size, overwrite, None, complete=False)
+
+    def hf_config_for(self, model) -> dict[str, Any]:
+        """config.json of a built model: the source's own spelling where nothing changed."""
+        return self.family.rules.write(self._live(model).settings, self.hf_config)
+
+    def _save(self, model, path: Path, max_shard_size, overwrite: bool, progress: Progress | None, *, complete: bool) -> None:
+        export = exporter.Export(model, self._live(model))
+        stream = _reported(self._with_listed_head(export), progress)
+        failed = None
+        if parallel.rank() == 0:
+            entries = [Entry(name, shape, str(dtype).split(".")[-1]) for name, (shape, dtype) in export.entries.items()]
+            if tied := self._listed_head():
+                entries.append(replace(next(e for e in entries if e.name == tied[1]), name=tied[0]))
+            try:
+                with whole_folder(path, overwrite=overwrite) as folder:
+                    write_weights(folder, entries, stream, max_shard_size=max_shard_size)
+                    if complete:
+                        write_companions(folder, self.folder, self.hf_config_for(model))
+            except BridgeError as problem:
+                failed = problem
+        for _ in stream:  # what rank 0 did not take after a failure, and everything on the others: the stream is collective
+            pass
+        if failed := parallel.broadcast_object(failed):
+            raise failed
+
+    # -------------------------------------------------------------------------------------------------- Megatron checkpoints
+    def save_megatron_model(self, model, path: str | Path, *, overwrite: bool = False) -> None:
+        """Save as a torch_dist checkpoint that megatron-core's loaders read, with what is needed to rebuild or export the model."""
+        config = self.hf_config_for(model)
+        record = {"family": self.family.name, "hf_config": config, "plan": str(ParallelPlan(**_running())), "allow_fields": self.allow_fields}
+        torch_dist.save(as_chunks(model), path, record=record, source=self.folder, overwrite=overwrite)
+
+    def load_megatron_model(self, path: str | Path, *, plan: ParallelPlan | str = "", wrap_with_ddp: bool = False) -> list:
+        """Build this rank's chunks under `plan` and fill them from a torch_dist checkpoint saved under any plan."""
+        provider = self.to_megatron_provider(load_weights=False).apply(plan).finalize()
+        provider.register_pre_wrap_hook(lambda chunks: torch_dist.load(chunks, path))
+        return provider.provide_distributed_model(wrap_with_ddp=wrap_with_ddp)
+
+    @classmethod
+    def from_megatron(cls, path: str | Path) -> AutoBridge:
+        """The bridge of a torch_dist checkpoint that this library saved: no Hugging Face folder is needed."""
+        record = torch_dist.read_record(path)
+        bridge = cls(record["hf_config"], allow_fields=tuple(record.get("allow_fields", ())))
+        bridge.folder = Path(path) / torch_dist.RECORD
+        return bridge
+
+    @classmethod
+    def import_ckpt(cls, hf_path: str | Path, megatron_path: str | Path, *, plan: ParallelPlan | str = "", overwrite: bool = False, **hub) -> None:
+        """Hugging Face folder (or hub id) -> torch_dist checkpoint."""
+        bridge = cls.from_hf_pretrained(hf_path, **hub)
+        bridge.save_megatron_model(bridge.to_megatron_model(plan=plan), megatron_path, overwrite=overwrite)
+
+    @classmethod
+    def export_ckpt(cls, megatron_path: str | Path, hf_path: str | Path, *, plan: ParallelPlan | str = "", **save: Any) -> None:
+        """torch_dist checkpoint -> Hugging Face folder."""
+        bridge = cls.from_megatron(megatron_path)
+        bridge.save_hf_pretrained(bridge.load_megatron_model(megatron_path, plan=plan), hf_path, **save)
+
+    # --------------------------------------------------------------------------------------------------------- internals
+    def _load(self, model, architecture: Architecture, source: SafetensorsSource, progress: Progress | None) -> None:
+        importer.load(model, source, architecture, progress=progress)
+
+    def _live(self, model) -> Architecture:
+        """The architecture of a built model: its provider's (models built elsewhere: this bridge's), in the dtype it has now."""
+        chunk = as_chunks(model)[0]
+        architecture = getattr(chunk, "hf_architecture", self.architecture)
+        dtype = str(next(chunk.parameters()).dtype).split(".")[-1]
+        return Architecture(self.family, {**architecture.settings, "params_dtype": dtype})
+
+    def _listed_head(self) -> tuple[str, str] | None:
+        """(head, embedding) where the source lists a tied head: the export lists it too."""
+        tied = self.architecture.tied_head()
+        if not tied or self.folder is None or not any(self.folder.glob("*.safetensors")):
+            return None
+        return tied if tied[0] in self.source else None
+
+    def _with_listed_head(self, stream):
+        tied, copy = self._listed_head(), None
+        for name, tensor in stream:
+            if tied and name == tied[1]:
+                copy = tensor
+            yield name, tensor
+        if copy is not None:
+            yield tied[0], copy
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a model folder (or the file itself). Raises ConfigError."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist; a Hugging Face model folder has a config.json") from None
+    except json.JSONDecodeError as broken:
+        raise ConfigError(f"{file} is no JSON ({broken})") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file} holds a {type(config).__name__}; a config.json is an object")
+    return config
+
+
+def from_transformers(config) -> dict[str, Any]:
+    """A transformers config object as config.json would hold it."""
+    return json.loads(config.to_json_string(use_diff=True)) | {"architectures": config.architectures}
+
+
+def _download(name: str, hub: dict) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.py", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, **hub))
+    except Exception as offline:
+        raise ConfigError(f"{name!r} is neither a local folder nor a model the hub client can fetch ({type(offline).__name__}: {offline})") from offline
+
+
+def _running() -> dict[str, int | None]:
+    sizes = parallel.sizes()
+    return {**sizes, "etp": None if sizes["etp"] == sizes["tp"] else sizes["etp"], "dp": parallel.world_size() // (sizes["tp"] * sizes["cp"] * sizes["pp"])}
+
+
+def _reported(stream, progress: Progress | None):
+    for name, tensor in stream:
+        if progress:
+            progress(name)
+        yield name, tensor

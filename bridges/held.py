@@ -1,0 +1,97 @@
+"""Which global tensors a rank's model chunks hold: parameter names with global layer numbers, matched to the architecture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from . import parallel
+from .architecture import Architecture
+from .errors import CoverageError, listing
+from .moves import Move, moves, piece_shape
+from .relations import Tensor
+
+_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """One parameter of this rank: its global tensor, the parameter, and which piece of how many it is."""
+
+    tensor: Tensor
+    param: Any
+    ranks: int
+    rank: int
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """What to copy between the HF tensors and this piece."""
+        return moves(self.tensor, self.ranks, self.rank)
+
+
+def unwrap(chunk):
+    """The GPTModel inside DistributedDataParallel, Float16Module and the like."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
+
+
+def as_chunks(model) -> list:
+    """A model or its list of virtual-stage chunks, as a list of bare chunks."""
+    return [unwrap(chunk) for chunk in (model if isinstance(model, list | tuple) else [model])]
+
+
+def held(model, architecture: Architecture) -> list[Held]:
+    """Match every parameter and persistent buffer of this rank's chunks with its global tensor.
+
+    Raises CoverageError for a parameter that no relation produces, a relation whose parameter is missing from a layer that this
+    rank holds, or a piece of another shape than the plan gives.
+    """
+    at = parallel.coordinates()
+    tp = parallel.sizes()["tp"]
+    out = []
+    for chunk in as_chunks(model):
+        tensors = {t.name: t for t in architecture.tensors(chunk.vocab_size, spec=chunk.config.transformer_impl)}
+        found = dict(_weights(chunk))
+        _check_names(found, tensors, chunk)
+        for name, param in found.items():
+            tensor = tensors[name]
+            ranks, rank = (1, 0) if tensor.shard.kind == "replicated" else (tp, at.tp)
+            if tuple(param.shape) != piece_shape(tensor, ranks):
+                raise CoverageError(
+                    f"{name}: the model's piece is {list(param.shape)}, the relation gives {list(piece_shape(tensor, ranks))}"
+                    f" (global {list(tensor.shape)} over {ranks} ranks)"
+                )
+            out.append(Held(tensor, param, ranks, rank))
+    return out
+
+
+def _weights(chunk) -> Iterator[tuple[str, Any]]:
+    """(global name, parameter or persistent buffer) of one chunk."""
+    named = dict(chunk.named_parameters())
+    stateful = {k for k in chunk.state_dict(keep_vars=True) if not k.endswith("_extra_state")}
+    named |= {k: b for k, b in chunk.named_buffers() if k in stateful and b is not None}
+    for name, weight in named.items():
+        local = _LAYER.match(name)
+        if local:
+            number = chunk.decoder.layers[int(local[1])].layer_number - 1
+            name = f"decoder.layers.{number}.{name[local.end():]}"
+        yield name, weight
+
+
+def _check_names(found: dict, tensors: dict[str, Tensor], chunk) -> None:
+    if unknown := set(found) - set(tensors):
+        raise CoverageError(f"no relation produces the Megatron parameters {listing(unknown)}; add them to the family's blocks")
+    layers = {layer.layer_number - 1 for layer in chunk.decoder.layers}
+    wanted = {name for name, tensor in tensors.items() if not tensor.alias and _belongs(name, chunk, layers)}
+    if missing := wanted - set(found):
+        raise CoverageError(f"the model lacks the Megatron parameters {listing(missing)} that the family's relations fill")
+
+
+def _belongs(name: str, chunk, layers: set[int]) -> bool:
+    layer = re.match(r"^decoder\.layers\.(\d+)\.", name)
+    if layer:
+        return int(layer[1]) in layers
+    return chunk.pre_process if name.startswith("embedding.") else chunk.post_process

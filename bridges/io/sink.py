@@ -1,0 +1,120 @@
+"""Write Hugging Face weights: safetensors shards of a given size, streamed tensor by tensor, with index and config.
+
+A shard's header is known before its first byte (names, shapes and dtypes follow from the architecture), so no tensor waits
+in memory for its neighbours. The file format is safetensors' own: 8 bytes of header length, a JSON header, the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .files import companions
+from .source import DTYPES, INDEX, SINGLE
+
+_CODES = {name: code for code, name in DTYPES.items()}
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(size: int | str) -> int:
+    """``"5GB"``, ``"200MB"`` or a number of bytes. Raises CheckpointError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    if not found or found[2].upper() not in _UNITS or float(found[1]) <= 0:
+        raise CheckpointError(f"shard size {size!r} not understood; write e.g. 5GB or 500MiB")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor to come."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        total = _BYTES[_CODES[self.dtype]]
+        for n in self.shape:
+            total *= n
+        return total
+
+
+def plan_shards(entries: Iterable[Entry], max_shard_size: int | str) -> list[list[Entry]]:
+    """Fill shards in order; a tensor larger than the size has a shard of its own."""
+    limit, shards, room = parse_size(max_shard_size), [], 0
+    for entry in entries:
+        if not shards or entry.nbytes > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(entry)
+        room -= entry.nbytes
+    return shards
+
+
+def write_weights(folder: Path, entries: list[Entry], tensors: Iterable, *, max_shard_size: int | str = "5GB") -> None:
+    """Write ``(name, tensor)`` pairs, in the order of `entries`, as shards with an index (one file if they fit in one).
+
+    Raises CheckpointError where a tensor is not the one that `entries` announced.
+    """
+    shards, stream = plan_shards(entries, max_shard_size), iter(tensors)
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= {entry.name: file for entry in shard}
+        _write_shard(folder / file, shard, stream)
+    left = next(stream, None)
+    if left is not None:
+        raise CheckpointError(f"tensor {left[0]!r} came after the last announced one")
+    if len(shards) > 1:
+        total = sum(entry.nbytes for entry in entries)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _write_shard(path: Path, shard: list[Entry], stream) -> None:
+    header: dict = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for entry in shard:
+        header[entry.name] = {
+            "dtype": _CODES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.nbytes],
+        }
+        offset += entry.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry in shard:
+            name, tensor = next(stream, (None, None))
+            got = (name, None if tensor is None else tuple(tensor.shape), None if tensor is None else str(tensor.dtype).split(".")[-1])
+            if got != (entry.name, entry.shape, entry.dtype):
+                raise CheckpointError(f"expected tensor {entry} next, got {got}")
+            file.write(as_bytes(tensor))
+
+
+def as_bytes(tensor) -> memoryview:
+    """A tensor's values as bytes, without a copy where it is contiguous on the CPU."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def write_json(path: Path, value: Mapping) -> None:
+    """Write JSON as transformers does: two spaces, a final newline."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_companions(folder: Path, source: Path | None, config: Mapping) -> None:
+    """Carry the source's small files over, then write config.json: last, so that a folder without it is unfinished."""
+    for path in companions(source) if source else ():
+        shutil.copyfile(path, folder / path.name)
+    write_json(folder / "config.json", config)

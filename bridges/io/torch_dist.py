@@ -1,0 +1,137 @@
+"""torch_dist checkpoints: megatron-core's own distributed format, in the folder layout its trainer reads.
+
+OUT/latest_checkpointed_iteration.txt, OUT/iter_0000000/ (weights) and, ours, OUT/shardproof/ (settings, HF config and small files):
+enough to rebuild the model or export it without the original folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from .. import host, parallel
+from ..errors import CheckpointError
+from .files import companions, sync, sync_folder
+from .sink import write_json
+
+LATEST, RECORD = "latest_checkpointed_iteration.txt", "shardproof"
+
+
+def iteration_folder(path: str | Path) -> Path:
+    """The newest iteration of a checkpoint. Raises CheckpointError where there is none, or it is unfinished."""
+    path = Path(path)
+    try:
+        text = (path / LATEST).read_text().strip()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is no finished torch_dist checkpoint: it has no {LATEST}") from None
+    folder = path / (text if text == "release" else f"iter_{int(text):07d}")
+    if not (folder / ".metadata").exists():
+        raise CheckpointError(f"{folder} has no .metadata: the save was cut off; save it again")
+    return folder
+
+
+def save(chunks: list, path: str | Path, *, iteration: int = 0, record: dict | None = None, source: Path | None = None, overwrite=False) -> None:
+    """Save model chunks with megatron-core's dist_checkpointing; every rank must call it.
+
+    Written under a temporary name and renamed when complete; the iteration file comes last. Raises CheckpointError where the iteration
+    exists or the disk is full; then nothing that loads is left.
+    """
+    path = Path(path)
+    final, partial = path / f"iter_{iteration:07d}", path / f".iter_{iteration:07d}.partial"
+    problem = None
+    if parallel.rank() == 0:
+        problem = _prepare(path, final, partial, overwrite)
+    if problem := parallel.broadcast_object(problem):
+        raise CheckpointError(problem)
+    failed = None
+    try:
+        _write(chunks, partial)
+    except OSError as full:
+        failed = f"writing {final} failed ({full}); nothing was left there"
+    failures = [f for f in parallel.all_gather_object(failed) if f]
+    if parallel.rank() == 0:
+        if failures:
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            _finish(path, final, partial, iteration, record, source)
+    parallel.barrier()
+    if failures:
+        raise CheckpointError(failures[0])
+
+
+def load(chunks: list, path: str | Path) -> None:
+    """Fill model chunks of any plan from a checkpoint saved under any plan. Raises CheckpointError naming what does not fit."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.core import CheckpointingException
+
+    folder = iteration_folder(path)
+    wanted = _state(chunks)
+    try:
+        state = dist_checkpointing.load(wanted, str(folder))
+    except (CheckpointingException, KeyError, RuntimeError, OSError) as broken:
+        raise CheckpointError(f"{folder} cannot be loaded into this model: {broken}") from broken
+    for key, chunk in zip(_keys(chunks), chunks, strict=True):
+        chunk.load_state_dict(state[key], strict=True)
+
+
+def read_record(path: str | Path) -> dict:
+    """Settings and HF config saved beside the weights. Raises CheckpointError where the checkpoint has none."""
+    try:
+        return json.loads((Path(path) / RECORD / "model.json").read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} has no {RECORD}/model.json: it was not saved by this bridge; pass the Hugging Face folder too") from None
+
+
+def _keys(chunks: list) -> list[str]:
+    return ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
+
+
+def _state(chunks: list) -> dict:
+    from megatron.core import parallel_state as ps
+
+    metadata = {"dp_cp_group": ps.get_data_parallel_group(with_context_parallel=True), "singleton_local_shards": False}
+    return {key: chunk.sharded_state_dict(metadata=metadata) for key, chunk in zip(_keys(chunks), chunks, strict=True)}
+
+
+def _prepare(path: Path, final: Path, partial: Path, overwrite: bool) -> str | None:
+    if final.exists() and not overwrite:
+        return f"output {final} exists; name a new folder or pass overwrite (--overwrite)"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as broken:
+        return f"cannot write to {path}: {broken}"
+    return None
+
+
+def _write(chunks: list, partial: Path) -> None:
+    from megatron.core import dist_checkpointing
+
+    with host.local_results_queue():
+        dist_checkpointing.save({**_state(chunks), "checkpoint_version": 3.0, "iteration": 0}, str(partial))
+
+
+def _finish(path: Path, final: Path, partial: Path, iteration: int, record: dict | None, source: Path | None) -> None:
+    sync(partial)
+    if final.exists():
+        (path / LATEST).unlink(missing_ok=True)
+        shutil.rmtree(final)
+    if record is not None:
+        _write_record(path / RECORD, record, source)
+    os.replace(partial, final)
+    latest = path / f".{LATEST}.partial"
+    latest.write_text(str(iteration))
+    sync_folder(path)
+    os.replace(latest, path / LATEST)
+    sync_folder(path)
+
+
+def _write_record(folder: Path, record: dict, source: Path | None) -> None:
+    files = [(p, p.read_bytes()) for p in companions(source)] if source else []
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path, content in files:
+        (folder / path.name).write_bytes(content)
+    write_json(folder / "model.json", record)

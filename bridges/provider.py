@@ -1,0 +1,235 @@
+"""The provider: an architecture's settings, open to change until `finalize`, then megatron-core modules.
+
+Attributes are the fields of megatron-core's TransformerConfig and of GPTModel's constructor, under the names that
+Megatron-Bridge users know: ``provider.tensor_model_parallel_size = 2; provider.finalize(); provider.provide_distributed_model()``.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from typing import Any
+
+from . import host, parallel
+from .architecture import Architecture, Family
+from .blocks import rope
+from .errors import ConfigError, PlanError, nearest
+from .plan import ParallelPlan
+
+# Fields that are ours or GPTModel's; every other attribute is a TransformerConfig field.
+_MODEL_FIELDS = {
+    "make_vocab_size_divisible_by": 128,
+    "should_pad_vocab": True,
+    "position_embedding_type": "rope",
+    "fp16_lm_cross_entropy": False,
+    "parallel_output": True,
+    "pipeline_split": None,
+    "data_parallel_size": 1,
+}
+_FROM_HF = ("vocab_size", "seq_length", "share_embeddings_and_output_weights", "activation_func", "params_dtype", "window_size")
+_DEFAULTS = {"hidden_dropout": 0.0, "transformer_impl": "transformer_engine"}
+_PARALLEL = {
+    "tensor_model_parallel_size": "tp",
+    "pipeline_model_parallel_size": "pp",
+    "virtual_pipeline_model_parallel_size": "vpp",
+    "context_parallel_size": "cp",
+    "expert_model_parallel_size": "ep",
+    "expert_tensor_parallel_size": "etp",
+    "sequence_parallel": "sp",
+    "pipeline_split": "split",
+    "data_parallel_size": "dp",
+}
+
+
+class Provider:
+    """Settings of one model, and the builder of its megatron-core modules.
+
+    Reading an attribute gives the setting (AttributeError if nothing set it); assigning sets it. `finalize` checks every name
+    and value against megatron-core and the plan. `config` is the TransformerConfig after that.
+    """
+
+    def __init__(self, architecture: Architecture):
+        parallel_defaults = {name: getattr(ParallelPlan(), field) for name, field in _PARALLEL.items()}
+        settings = {**_MODEL_FIELDS, **_DEFAULTS, **parallel_defaults, **copy.deepcopy(dict(architecture.settings))}
+        self.__dict__.update(family=architecture.family, settings=settings, config=None, _pre_wrap_hooks=[])
+
+    family: Family
+    settings: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["settings"][name]
+        except KeyError:
+            raise AttributeError(f"provider has no setting {name!r}{nearest(name, self.__dict__.get('settings', ()))}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:
+            self.__dict__[name] = value
+        else:
+            self.settings[name] = value
+            self.__dict__["config"] = None  # finalise again before building
+
+    def __repr__(self) -> str:
+        return f"Provider({self.family.name}, plan {self.plan}, {self.settings['num_layers']} layers)"
+
+    # ---------------------------------------------------------------------------------------------------- what follows
+    @property
+    def plan(self) -> ParallelPlan:
+        """The parallel plan that the settings describe. Raises PlanError for an impossible one."""
+        v = self.settings
+        fields = {field: v[name] for name, field in _PARALLEL.items()}
+        fields["vpp"] = fields["vpp"] or 1
+        split = fields["split"]
+        first, last = v.get("num_layers_in_first_pipeline_stage"), v.get("num_layers_in_last_pipeline_stage")
+        if split is None and (first or last):
+            if fields["vpp"] > 1:
+                raise PlanError("num_layers_in_first/last_pipeline_stage with virtual stages: name the layers of every stage in pipeline_split")
+            middle = fields["pp"] - bool(first) - bool(last)
+            rest = v["num_layers"] - (first or 0) - (last or 0)
+            if (middle and rest % middle) or (not middle and rest):
+                raise PlanError(f"{rest} layers are left for {middle} middle pipeline stages; name an even number or a pipeline_split")
+            split = [first] * bool(first) + [rest // middle] * middle * bool(middle) + [last] * bool(last)
+        return ParallelPlan(**{**fields, "split": tuple(split) if split else None})
+
+    @plan.setter
+    def plan(self, plan: ParallelPlan) -> None:
+        self.apply(plan)
+
+    def apply(self, plan: ParallelPlan | str) -> Provider:
+        """Take the sizes of a plan (or its text); returns self."""
+        plan = ParallelPlan.parse(plan) if isinstance(plan, str) else plan
+        for name, field in _PARALLEL.items():
+            self.settings[name] = getattr(plan, field)
+        self.__dict__["config"] = None
+        return self
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture that the settings, as they stand now, describe."""
+        names = {f for rule in self.family.config for f in rule.fields}
+        blocks = (self.family.decoder.mixer, self.family.decoder.ffn, self.family.decoder.mixer_norm)
+        fixed = {key: value for block in blocks for key, value in block.settings().items()}
+        for key, value in fixed.items():
+            if self.settings[key] != value:
+                raise ConfigError(f"provider.{key} = {self.settings[key]!r}: the {self.family.name} architecture fixes it to {value!r}")
+        return Architecture(self.family, fixed | {n: self.settings[n] for n in names})
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding over all tensor-parallel ranks."""
+        if not self.should_pad_vocab:
+            return self.vocab_size
+        return self.architecture.padded_vocab(self.tensor_model_parallel_size, self.make_vocab_size_divisible_by)
+
+    # ------------------------------------------------------------------------------------------------------------ build
+    def finalize(self) -> Provider:
+        """Check all settings and make the TransformerConfig. Raises PlanError, ConfigError."""
+        self.architecture.check(self.plan)
+        host.install()
+        from megatron.core.transformer.transformer_config import TransformerConfig
+
+        known = {f.name for f in dataclasses.fields(TransformerConfig)}
+        ours = set(_MODEL_FIELDS) | set(_PARALLEL) | set(_FROM_HF) | {f for rule in self.family.config for f in rule.fields}
+        for name in self.settings:
+            if name not in known | ours:
+                raise ConfigError(f"provider has no field {name!r}{nearest(name, known | ours)}; megatron-core's TransformerConfig does not either")
+        self.__dict__["config"] = TransformerConfig(**{**self._config_fields(known), **self._pipeline_fields()})
+        return self
+
+    def _config_fields(self, known: set[str]) -> dict[str, Any]:
+        import torch
+
+        v = self.settings
+        fields = {name: copy.deepcopy(v[name]) for name in v if name in known}
+        dtype = getattr(torch, v["params_dtype"]) if isinstance(v["params_dtype"], str) else v["params_dtype"]
+        fields |= {"params_dtype": dtype, "bf16": dtype is torch.bfloat16, "fp16": dtype is torch.float16}
+        if isinstance(v["activation_func"], str):
+            fields["activation_func"] = _activation(v["activation_func"])
+        if v.get("window_size") is not None:
+            fields["window_size"] = tuple(v["window_size"])
+        return fields
+
+    def _pipeline_fields(self) -> dict[str, Any]:
+        plan, v = self.plan, self.settings
+        fields: dict[str, Any] = {"pipeline_dtype": v.get("pipeline_dtype"), "virtual_pipeline_model_parallel_size": None}
+        if plan.pp > 1 and fields["pipeline_dtype"] is None:
+            fields["pipeline_dtype"] = self._config_fields({"params_dtype"})["params_dtype"]
+        if plan.vpp > 1:
+            fields["virtual_pipeline_model_parallel_size"] = plan.vpp
+            # Batched p2p between the same two ranks is silently wrong for interleaved stages at PP=2 (megatron.training's
+            # argument check guards it, core does not): overlapped p2p sends one message at a time.
+            if v.get("overlap_p2p_comm") is False or v.get("batch_p2p_comm") is True:
+                raise PlanError("virtual pipeline stages need overlap_p2p_comm=True and batch_p2p_comm=False; batched p2p is silently wrong")
+            fields |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
+        if v["pipeline_split"] is not None:
+            stages = [["decoder"] * len(layers) for layers in plan.placement(v["num_layers"])]
+            stages[0].insert(0, "embedding")
+            stages[-1].append("loss")
+            fields["pipeline_model_parallel_layout"] = stages
+        return fields
+
+    def provide(self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None):
+        """Build this rank's GPTModel of one virtual stage; the ends default to what parallel_state says.
+
+        Raises PlanError where parallel_state does not run the provider's plan.
+        """
+        if self.config is None:
+            self.finalize()
+        parallel.ensure(self.plan)
+        from megatron.core import parallel_state as ps
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+        from megatron.core.models.gpt.gpt_model import GPTModel
+
+        engine = self.config.transformer_impl == "transformer_engine"
+        spec = get_gpt_decoder_block_spec(self.config, use_transformer_engine=engine, normalization=self.config.normalization, vp_stage=vp_stage)
+        ends = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
+        arguments = {name: self.settings[name] for name in inspect.signature(GPTModel).parameters if name in self.settings}
+        arguments |= {
+            "vocab_size": self.padded_vocab_size,
+            "max_sequence_length": self.seq_length,
+            "pre_process": ps.is_pipeline_first_stage(**ends) if pre_process is None else pre_process,
+            "post_process": ps.is_pipeline_last_stage(**ends) if post_process is None else post_process,
+            "vp_stage": vp_stage,
+        }
+        arguments = {k: v for k, v in arguments.items() if v is not None}
+        native = rope.native(self.settings)
+        if not native:
+            arguments |= {"rope_scaling": False}
+            arguments.pop("seq_len_interpolation_factor", None)
+        model = GPTModel(self.config, spec, **arguments)
+        if not native:
+            model.rotary_pos_emb.inv_freq = rope.inverse_frequencies(self.settings).to(model.rotary_pos_emb.inv_freq.device)
+        model.hf_architecture = self.architecture  # what export and config.json follow, whatever was changed on this provider
+        return model
+
+    def provide_distributed_model(self, *, wrap_with_ddp: bool = True, ddp_config=None) -> list:
+        """Build this rank's model chunks (one a virtual stage), wrapped in megatron-core's DistributedDataParallel on request."""
+        if self.config is None:
+            self.finalize()
+        parallel.ensure(self.plan)
+        stages = [None] if self.plan.vpp == 1 else range(self.plan.vpp)
+        chunks = [self.provide(vp_stage=stage) for stage in stages]
+        for hook in self._pre_wrap_hooks:
+            hook(chunks)
+        if not wrap_with_ddp:
+            return chunks
+        from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+        ddp_config = ddp_config or DistributedDataParallelConfig()
+        return [
+            DistributedDataParallel(self.config, ddp_config, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)
+        ]
+
+    def register_pre_wrap_hook(self, hook) -> None:
+        """Call ``hook(chunks)`` on the built chunks before DDP wraps them (weights are loaded this way)."""
+        self._pre_wrap_hooks.append(hook)
+
+
+def _activation(name: str):
+    from functools import partial
+
+    import torch.nn.functional as F
+    from megatron.core.activations import squared_relu
+
+    return {"silu": F.silu, "gelu": F.gelu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"), "relu": F.relu, "relu2": squared_relu}[name]

@@ -1,0 +1,108 @@
+"""Toy configs from published ones: structure kept (head ratio, tying, rope kind, window, biases), sizes small and telling.
+
+Toys obey rules that `lint` enforces: pairwise distinct sizes, head_dim decoupled from hidden/heads, at least two groups and two heads a
+group, an odd number of layers, a vocabulary that needs padding, a window shorter than the sequence. Geometries beside `default` copy
+coincidences of production on purpose, and name them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+VOCAB = 131  # prime: never a multiple of any padding
+LAYERS = 5  # odd: no pipeline of 2 or 4 stages divides it
+HEAD_DIM = 8
+WINDOW = 7  # keys a query may see; the suite's sequences are longer
+ORIGINAL_CONTEXT = 8192  # megatron-core's llama3 scaling knows no other
+
+
+def toy_config(published: Mapping[str, Any], geometry: str = "default") -> dict[str, Any]:
+    """A toy's config.json from a published one. Raises KeyError for an unknown geometry, ValueError for a config without heads.
+
+    Geometries: default; ``square`` (projections H x H, head_dim derived); ``even`` (4 layers: pipelines divide evenly); ``mha`` (every head
+    its own group); ``mqa`` (one group); ``tied`` / ``untied`` (the other way of tying than published).
+    """
+    config = _default(published)
+    return GEOMETRIES[geometry](config)
+
+
+def _default(published: Mapping[str, Any]) -> dict[str, Any]:
+    config = copy.deepcopy(dict(published))
+    heads = config["num_attention_heads"]
+    groups = config.get("num_key_value_heads") or heads
+    if heads % groups:
+        raise ValueError(f"{heads} heads over {groups} groups: no toy keeps that ratio")
+    config |= _heads(heads // groups, mha=groups == heads)
+    config |= {"vocab_size": VOCAB, "num_hidden_layers": LAYERS, "head_dim": HEAD_DIM}
+    config["hidden_size"] = hidden = _hidden(config)
+    config["intermediate_size"] = 2 * hidden + 12 + 4 * ((2 * hidden + 12) % 8 == 0)
+    config["max_position_embeddings"] = min(config.get("max_position_embeddings", 2048), 2048)
+    if config.get("sliding_window") is not None:
+        config["sliding_window"] = WINDOW
+    if config.get("max_window_layers") is not None:
+        config["max_window_layers"] = 2
+    for key in ("rope_scaling", "rope_parameters"):
+        if (config.get(key) or {}).get("original_max_position_embeddings"):
+            config[key]["original_max_position_embeddings"] = ORIGINAL_CONTEXT
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if config.get(key) is not None:
+            config[key] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}[key]
+    config.pop("dtype", None)
+    config["torch_dtype"] = "float32"
+    return config
+
+
+def _heads(ratio: int, *, mha: bool) -> dict[str, int]:
+    """Heads with the published number of heads a group, divisible by 4 ranks; two groups where that is possible, so that four
+    tensor-parallel ranks have fewer groups than ranks."""
+    if mha:
+        return {"num_attention_heads": 4, "num_key_value_heads": 4}
+    groups = 2 if ratio % 2 == 0 and ratio != 2 else 4
+    return {"num_attention_heads": groups * ratio, "num_key_value_heads": groups}
+
+
+def _hidden(config: Mapping[str, int]) -> int:
+    """A multiple of heads (transformers asks for it) near 48 that equals no other size."""
+    heads = config["num_attention_heads"]
+    taken = {heads * HEAD_DIM, config["num_key_value_heads"] * HEAD_DIM, HEAD_DIM * heads // config["num_key_value_heads"]}
+    step = max(3, 48 // heads)
+    while step * heads in taken or step == HEAD_DIM:
+        step += 1
+    return step * heads
+
+
+def _square(config: dict) -> dict:
+    config["head_dim"] = None
+    config["hidden_size"] = config["num_attention_heads"] * HEAD_DIM
+    config["intermediate_size"] = config["hidden_size"]
+    if "head_dim" in config:
+        del config["head_dim"]
+    return config
+
+
+def _with(**fields: Any) -> Callable[[dict], dict]:
+    return lambda config: config | fields
+
+
+def _mha(config: dict) -> dict:
+    return config | {"num_key_value_heads": config["num_attention_heads"]}
+
+
+GEOMETRIES: dict[str, Callable[[dict], dict]] = {
+    "default": lambda config: config,
+    "square": _square,
+    "even": _with(num_hidden_layers=4),
+    "mha": _mha,
+    "mqa": _with(num_key_value_heads=1),
+    "tied": _with(tie_word_embeddings=True),
+    "untied": _with(tie_word_embeddings=False),
+}
+# Coincidences a geometry wants; the lint refuses any other.
+COINCIDENCES = {
+    "square": {"sizes", "head_dim"},
+    "mha": {"heads", "sizes"},
+    "mqa": {"groups", "sizes"},
+    "even": {"layers"},
+}
