@@ -1,0 +1,119 @@
+"""The parent's side of fork servers: starting, sharing and ending them."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+
+from .errors import WorldError, section
+
+_BOOT = ("import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+         "from shardproof.conformance.worlds.server import main; main(int(sys.argv[1]))")
+# One thread for every numeric library of the server (a fork with live threads is unsafe) and of the ranks.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1",
+                "TOKENIZERS_PARALLELISM": "false"}
+
+
+class Server:
+    """A fork server with `host` called and `preload` imported; comes up in the background.
+
+    `host`: "module:function" or None. `folder` is the server's temporary folder: logs, stacks, stores; it goes when
+    the server ends, also when the parent was killed.
+    """
+
+    def __init__(self, host: str | None, preload: tuple[str, ...]):
+        self.host, self.preload, self.owner = host, tuple(preload), os.getpid()
+        self.folder = tempfile.mkdtemp(prefix="shardproof-")
+        self.log = Path(self.folder, "server.log")
+        self.lock = threading.Lock()
+        self.control, child = socket.socketpair()
+        with child, self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, str(child.fileno()), json.dumps(sys.path)], pass_fds=[child.fileno()],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **_ENVIRONMENT})
+        self.messages = Connection(os.dup(self.control.fileno()))
+        with contextlib.suppress(OSError):  # it died at once: the first spawn says so
+            self.messages.send({"host": host, "preload": self.preload, "folder": self.folder})
+
+    @property
+    def alive(self) -> bool:
+        """True while the server process runs and this process is the one that started it."""
+        return self.owner == os.getpid() and self.process.poll() is None
+
+    def spawn(self, spec: dict) -> tuple[Connection, Connection]:
+        """Ask for a worker; gives (connection, status), at once, also while the server still imports.
+
+        Raises WorldError when the server is gone.
+        """
+        conn, conn_child = Pipe()
+        status, status_child = Pipe(duplex=False)
+        try:
+            with self.lock, conn_child, status_child:
+                socket.send_fds(self.control, [b"S"], [conn_child.fileno(), status_child.fileno()])
+                self.messages.send(spec)
+        except OSError as error:
+            raise self.death() from error
+        return conn, status
+
+    def signal(self, pid: int, number: int) -> None:
+        """Send a signal to a worker through the server, which knows whether the pid still is that worker."""
+        with self.lock, contextlib.suppress(OSError):
+            socket.send_fds(self.control, [b"K"], [])
+            self.messages.send((pid, number))
+
+    def death(self) -> WorldError:
+        """The error that says why the server is gone."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        tail = self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
+        return WorldError(f"the fork server ended with code {self.process.poll()} (host {self.host}, preload "
+                          f"{list(self.preload)}); check that these import in a plain interpreter"
+                          f"{section('output of the server (tail)', tail)}")
+
+    def close(self) -> None:
+        """End the server and with it all its workers; remove its folder."""
+        if self.owner != os.getpid():  # a fork of the parent has no say
+            return
+        self.messages.close()
+        self.control.close()
+        self.process.terminate()  # it may still import, and would read the end of the socket only after that
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_SERVERS: dict[tuple, Server] = {}
+_LOCK = threading.Lock()
+
+
+def shared_server(host: str | None, preload: tuple[str, ...]) -> Server:
+    """The server of this process for (host, preload); started when there is none alive."""
+    key = (os.getpid(), host, tuple(preload))
+    with _LOCK:
+        old = _SERVERS.get(key)
+        if old is None or not old.alive:
+            if old is not None:
+                old.close()  # a killed server could not remove its folder
+            _SERVERS[key] = Server(host, tuple(preload))
+        return _SERVERS[key]
+
+
+@atexit.register
+def shutdown() -> None:
+    """End all fork servers that this process started, with their workers; a later use starts new ones."""
+    with _LOCK:
+        for key in [k for k in _SERVERS if k[0] == os.getpid()]:
+            _SERVERS.pop(key).close()

@@ -1,0 +1,37 @@
+"""A world of one process that is replaced when it fails: what the clean and the fake world share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .launcher import shared_server
+from .workers import Workers
+
+
+class Solo:
+    """One persistent worker of a given mode; started when first used, replaced after a failure."""
+
+    def __init__(self, mode: str, *, host: str | None, preload: Sequence[str], start_timeout: float):
+        self._spec = {"mode": mode, "host": host}
+        self._preload, self._start_timeout = tuple(preload), start_timeout
+        self._workers: Workers | None = None
+        self.start_seconds: list[float] = []
+        shared_server(host, self._preload)  # it imports while the caller does other things
+
+    def exchange(self, request: dict, timeout: float):
+        """Send one request; its result. Errors as in Workers.exchange."""
+        return self.worker().exchange(request, timeout)[0]
+
+    def worker(self) -> Workers:
+        """The live worker."""
+        if self._workers is None or not self._workers.healthy():
+            server = shared_server(self._spec["host"], self._preload)
+            self._workers = Workers(server, 1, self._spec, start_timeout=self._start_timeout)
+            self.start_seconds.append(self._workers.start_seconds)
+        return self._workers
+
+    def close(self) -> None:
+        """End the worker; a later exchange starts a new one."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
