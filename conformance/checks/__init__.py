@@ -1,0 +1,12 @@
+"""The laws, one file a group. A check has an id that never changes meaning and raises LawBroken with the values that show it."""
+
+from __future__ import annotations
+
+from . import config, flops, forward, grad, io, names, plan, roundtrip, scale
+from .base import Check
+
+CHECKS: dict[str, Check] = {
+    check.id: check for module in (names, roundtrip, plan, forward, grad, config, flops, io, scale) for check in module.CHECKS
+}
+
+__all__ = ["CHECKS", "Check"]

@@ -1,0 +1,92 @@
+"""The reference bridges presented to the suite, like anybody's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .errors import BridgeError, PlanError
+from .families import find_family
+from .moves import prove
+from .plan import ParallelPlan
+
+
+class ReferenceAdapter:
+    """See shardproof.conformance.api.Adapter for every member."""
+
+    name = "shardproof reference bridges"
+    host = "shardproof.bridges.host:install"
+
+    def family_of(self, config) -> str | None:
+        try:
+            return find_family(config).name
+        except BridgeError:
+            return None
+
+    def possible(self, config, plan: str) -> str | None:
+        try:
+            find_family(config).architecture(config).check(ParallelPlan.parse(plan))
+        except PlanError as impossible:
+            return str(impossible)
+        return None
+
+    def snapshot(self, config) -> dict[str, Any]:
+        from .provider import Provider
+
+        return dict(Provider(find_family(config).architecture(config)).settings)
+
+    def rewrite_config(self, config) -> dict[str, Any]:
+        from .provider import Provider
+
+        provider = Provider(find_family(config).architecture(config))
+        return provider.family.rules.write(provider.architecture.settings, config)
+
+    def flops(self, config, seq_len: int, batch: int) -> int:
+        return find_family(config).architecture(config).flops(seq_len, batch)
+
+    def prove(self, config, plan: str) -> int:
+        architecture, plan = find_family(config).architecture(config), ParallelPlan.parse(plan)
+        architecture.check(plan)
+        tensors = architecture.tensors(architecture.padded_vocab(plan.tp))
+        prove(tensors, plan)
+        return len(tensors)
+
+    def build(self, folder: Path, plan: str, *, with_ddp: bool) -> list:
+        return _bridge(folder).to_megatron_model(plan=plan, wrap_with_ddp=with_ddp)
+
+    def build_on_meta(self, config, plan: str) -> int:
+        import torch
+
+        from .auto import AutoBridge
+        from .held import held
+
+        bridge = AutoBridge(config)
+        provider = bridge.to_megatron_provider(load_weights=False).apply(plan)
+        provider.perform_initialization, provider.init_model_with_meta_device = False, True
+        with torch.device("meta"):
+            chunks = provider.provide_distributed_model(wrap_with_ddp=False)
+        return len(held(chunks, provider.architecture))
+
+    def export_weights(self, model: list, folder: Path):
+        return _bridge(folder).export_hf_weights(model)
+
+    def export_gradients(self, model: list, folder: Path):
+        return _bridge(folder).export_hf_gradients(model)
+
+    def save_hf(self, model: list, folder: Path, out: Path) -> None:
+        _bridge(folder).save_hf_pretrained(model, out, max_shard_size="50KB")
+
+    def save_megatron(self, model: list, folder: Path, out: Path) -> None:
+        _bridge(folder).save_megatron_model(model, out)
+
+    def load_megatron(self, folder: Path, saved: Path, plan: str) -> list:
+        return _bridge(folder).load_megatron_model(saved, plan=plan)
+
+
+def _bridge(folder: Path):
+    from .auto import AutoBridge
+
+    return AutoBridge.from_hf_pretrained(folder)
+
+
+ADAPTER = ReferenceAdapter()

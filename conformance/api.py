@@ -1,0 +1,96 @@
+"""The door: what a bridge must offer to be tested, and the words for what the suite found.
+
+An adapter is any object with these members; a bridge's package names it as ``module:NAME`` (option --bridge) or by an entry point in the
+group ``shardproof.adapters``. Methods marked *rank* run in a worker process of a world of ranks, where parallel_state has been
+initialised for the plan; the others run in the test process and must not import megatron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """One bridge, presented to the suite.
+
+    name: for reports. host: ``module:function`` that makes megatron-core run on this machine, called in every worker before
+    megatron is imported; None where nothing is needed.
+    """
+
+    name: str
+    host: str | None
+
+    def family_of(self, config: Mapping[str, Any]) -> str | None:
+        """The family that takes a config.json, or None."""
+
+    def possible(self, config: Mapping[str, Any], plan: str) -> str | None:
+        """None if the model can run under the plan, else why not."""
+
+    def snapshot(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The provider's settings for a config, JSON-able: what the snapshot law pins."""
+
+    def rewrite_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json -> provider -> config.json."""
+
+    def flops(self, config: Mapping[str, Any], seq_len: int, batch: int) -> int:
+        """Matmul FLOPs of one forward pass, every key counted for every query."""
+
+    def prove(self, config: Mapping[str, Any], plan: str) -> int:
+        """Prove by names and shapes that the plan moves every element once; the number of tensors. Raises where it does not."""
+
+    def build(self, folder: Path, plan: str, *, with_ddp: bool) -> list:
+        """*rank*: this rank's model chunks, filled from a Hugging Face folder."""
+
+    def build_on_meta(self, config: Mapping[str, Any], plan: str) -> int:
+        """*rank* (of a fake world): build this rank's chunks on meta, check them against the moves; the number of tensors held."""
+
+    def export_weights(self, model: list, folder: Path) -> Iterator[tuple[str, Any]]:
+        """*rank*: (Hugging Face name, whole tensor), on every rank."""
+
+    def export_gradients(self, model: list, folder: Path) -> Iterator[tuple[str, Any]]:
+        """*rank*: (Hugging Face name, gradient), on every rank."""
+
+    def save_hf(self, model: list, folder: Path, out: Path) -> None:
+        """*rank*: write a complete Hugging Face folder."""
+
+    def save_megatron(self, model: list, folder: Path, out: Path) -> None:
+        """*rank*: write a distributed checkpoint."""
+
+    def load_megatron(self, folder: Path, saved: Path, plan: str) -> list:
+        """*rank*: this rank's model chunks, filled from a distributed checkpoint saved under any plan."""
+
+
+class Verdict(IntEnum):
+    """What a case came to; a group's verdict is the largest of its cases'. A crash is UNKNOWN, never a pass."""
+
+    PASS = 0
+    KNOWN = 1
+    NOT_RUN = 2
+    UNKNOWN = 3
+    FAIL = 4
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+
+class LawBroken(AssertionError):
+    """A check's verdict FAIL, with the values that show it."""
+
+
+def load_adapter(name: str) -> Adapter:
+    """The adapter ``module:NAME``, or an entry point's name in the group ``shardproof.adapters``. Raises ValueError naming what there is."""
+    points = {p.name: p.value for p in entry_points(group="shardproof.adapters")}
+    target = points.get(name, name)
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        raise ValueError(f"no adapter {name!r}: give module:NAME, or one of the installed {sorted(points)}")
+    adapter = getattr(import_module(module), attribute)
+    if missing := [m for m in Adapter.__protocol_attrs__ if not hasattr(adapter, m)]:
+        raise ValueError(f"adapter {target} lacks {sorted(missing)}; see shardproof.conformance.api.Adapter")
+    return adapter

@@ -1,0 +1,97 @@
+"""Cases: family / toy / plan / dtype / direction / check. The id is the whole reproduction: ``pytest conformance -k`` or ``--case ID`` runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from shardproof import fixtures
+from shardproof.toy_models import GEOMETRIES, toy_config
+
+from . import plans
+from .api import Adapter
+from .checks import CHECKS
+
+# Geometries beside the default, on one published config a family: they copy production's coincidences.
+ADVERSARIAL = ("square", "even", "mha", "mqa", "tied", "untied")
+
+
+@dataclass(frozen=True)
+class Toy:
+    """One toy: a published variant in one geometry (or, at true size, the published config itself)."""
+
+    variant: str
+    geometry: str = "default"
+
+    def __str__(self) -> str:
+        name = self.variant.split("/")[-1]
+        return name if self.geometry == "default" else f"{name}+{self.geometry}"
+
+    @property
+    def config(self) -> dict:
+        """The toy's config.json."""
+        return _toy_config(self.variant, self.geometry)
+
+    @property
+    def published(self) -> dict:
+        """The published config.json."""
+        return fixtures.published(self.variant)
+
+
+@cache
+def _toy_config(variant: str, geometry: str) -> dict:
+    return toy_config(fixtures.published(variant), geometry)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One verdict to be had."""
+
+    family: str
+    toy: Toy
+    plan: str
+    dtype: str
+    direction: str
+    check: str
+
+    @property
+    def id(self) -> str:
+        """Stable across machines and runs."""
+        return f"{self.family}/{self.toy}/{self.plan}/{self.dtype}/{self.direction}/{self.check}"
+
+
+def enumerate_cases(adapter: Adapter, profile: str = "default") -> Iterator[Case]:
+    """Every case of every family that the adapter takes, toy by toy (results of one toy are shared), in a fixed order.
+
+    A plan that a toy cannot carry (heads, groups) gives no case.
+    """
+    for family, toys in families(adapter).items():
+        for number, variant in enumerate(toys):
+            yield from _toy_cases(adapter, family, Toy(variant), profile, first=number == 0)
+        for geometry in ADVERSARIAL:
+            if geometry in GEOMETRIES and (toy := Toy(toys[0], geometry)).config != Toy(toys[0]).config:
+                yield from _toy_cases(adapter, family, toy, profile, first=False)
+
+
+def families(adapter: Adapter) -> dict[str, list[str]]:
+    """Family -> registered variants that the adapter takes."""
+    out: dict[str, list[str]] = {}
+    for variant in fixtures.names():
+        family = adapter.family_of(fixtures.published(variant))
+        if family:
+            out.setdefault(family, []).append(variant)
+    return dict(sorted(out.items()))
+
+
+def _toy_cases(adapter: Adapter, family: str, toy: Toy, profile: str, *, first: bool) -> Iterator[Case]:
+    wanted = plans.NIGHTLY if profile == "nightly" else plans.DEFAULT
+    if toy.geometry == "even":
+        wanted = (plans.SINGLE, *plans.EVEN)
+    elif toy.geometry != "default" and profile != "nightly":
+        wanted = (plans.SINGLE, "tp2,sp", "pp2,split3-2", "tp2,pp2,split2-3")
+    possible = [plan for plan in wanted if adapter.possible(toy.config, plan) is None]
+    for check in CHECKS.values():
+        for plan in check.plans(toy, possible, first):
+            for dtype in check.dtypes:
+                yield Case(family, toy, plan, dtype, check.direction, check.id)

@@ -1,0 +1,23 @@
+"""scale.*: the proof on published configs at true size."""
+
+from .. import plans
+from .base import Check, once_a_variant
+
+
+def proof(lab, case):
+    """At true size, under a large plan, every element moves once, and megatron-core itself builds the pieces that the moves fill."""
+    config = case.toy.published
+    plan = next(p for p in _candidates(config) if lab.adapter.possible(config, p) is None)
+    lab.adapter.prove(config, plan)
+    ranks = plans.ranks(plan)
+    for rank in sorted({0, ranks // 2, ranks - 1}):
+        lab.fake_task("build_on_meta", plan, rank, config=config)
+
+
+def _candidates(config):
+    for tp in (8, 4, 2, 1):
+        for pp in (8, 4, 2, 1):
+            yield f"tp{tp},pp{pp}" + (",sp" if tp > 1 else "")
+
+
+CHECKS = [Check("scale.proof", proof, once_a_variant)]

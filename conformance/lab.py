@@ -1,0 +1,97 @@
+"""The lab: worlds and results that cases share. One toy folder, one reference, one measurement a plan, however many checks ask."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from . import plans
+from .api import Adapter
+from .worlds import Clean, FakeWorld, Pools
+
+_TASKS = "shardproof.conformance.measure"
+
+
+class Lab:
+    """Runs tasks for one adapter and keeps the results of the newest toys. Close it when done."""
+
+    def __init__(self, adapter: Adapter, adapter_name: str, *, keep: int = 24):
+        self.adapter, self.adapter_name = adapter, adapter_name
+        self.pools = Pools(host=adapter.host, limit=4)
+        self.clean = Clean()
+        self._fake: FakeWorld | None = None
+        self._memory: OrderedDict[tuple, Any] = OrderedDict()
+        self._keep = keep
+        self.root = Path(tempfile.mkdtemp(prefix="shardproof-"))
+
+    # --------------------------------------------------------------------------------------------------------------- toys
+    def folder(self, toy, dtype: str = "fp32", seed: int = 0) -> Path:
+        """The toy's model folder; written on first use."""
+        config = dict(toy.config)
+        key = "dtype" if "dtype" in config else "torch_dtype"
+        config[key] = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
+        path = self.root / f"{toy}-{dtype}-{seed}"
+        if not path.exists():
+            seed = zlib.crc32(toy.variant.encode()) % 1000 + 1000 * seed
+            self.clean.run(f"{_TASKS}:write_toy", {"config": config, "folder": str(path), "seed": seed})
+        return path
+
+    def scratch(self, name: str) -> Path:
+        """A path that does not exist yet."""
+        path = self.root / f"out-{name}"
+        shutil.rmtree(path, ignore_errors=True)
+        return path
+
+    # ------------------------------------------------------------------------------------------------------------- results
+    def reference(self, toy) -> dict:
+        """transformers' logits and gradients of a toy; see measure.reference."""
+        return self._once(("reference", toy), lambda: self.clean_task("reference", folder=str(self.folder(toy)), vocab=toy.config["vocab_size"]))
+
+    def measured(self, toy, plan: str, dtype: str = "fp32") -> dict:
+        """What the bridge gave under a plan, ranks merged: weights, perturbed, logits, gradients of the ranks that have them; digests
+        and replicas of all."""
+
+        def run():
+            kwargs = {"folder": str(self.folder(toy, dtype)), "vocab": toy.config["vocab_size"], "forward": dtype == "fp32"}
+            ranks = self.rank_task("measure", plan, **kwargs)
+            merged = {key: next((r[key] for r in ranks if r.get(key) is not None), None) for key in ("weights", "perturbed", "logits", "gradients")}
+            return merged | {"digests": [r["digest"] for r in ranks], "replicas": [pair for r in ranks for pair in r["replicas"]]}
+
+        return self._once(("measured", toy, plan, dtype), run)
+
+    # --------------------------------------------------------------------------------------------------------------- tasks
+    def rank_task(self, task: str, plan: str, **kwargs: Any) -> list:
+        """Run a task on every rank of a plan's world."""
+        kwargs |= {"adapter": self.adapter_name, "plan": plan}
+        return self.pools.run(plans.ranks(plan), f"{_TASKS}:{task}", layout=plans.layout(plan), kwargs=kwargs, timeout=180)
+
+    def clean_task(self, task: str, **kwargs: Any) -> Any:
+        """Run a task where megatron and stand-ins never were."""
+        return self.clean.run(f"{_TASKS}:{task}", kwargs)
+
+    def fake_task(self, task: str, plan: str, rank: int, **kwargs: Any) -> Any:
+        """Run a task as one rank of a world that is not there."""
+        if self._fake is None:
+            self._fake = FakeWorld(host=self.adapter.host)
+        kwargs |= {"adapter": self.adapter_name, "plan": plan}
+        return self._fake.run(f"{_TASKS}:{task}", plans.layout(plan), plans.ranks(plan), rank, kwargs=kwargs)
+
+    def close(self) -> None:
+        """End all worlds and remove all folders."""
+        self.pools.close()
+        self.clean.close()
+        if self._fake:
+            self._fake.close()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _once(self, key: tuple, make):
+        if key not in self._memory:
+            self._memory[key] = make()
+            while len(self._memory) > self._keep:
+                self._memory.popitem(last=False)
+        self._memory.move_to_end(key)
+        return self._memory[key]

@@ -1,0 +1,262 @@
+"""What happens inside a rank: build, run, export, and send back numbers. Every function here is a task of a world."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from .api import load_adapter
+
+SEQ, BATCH, MICRO_BATCHES = 24, 4, 2
+LONG, LONG_FROM = 1088, 1000
+FACTOR = -0.5  # exact in every float type: what perturbed weights are multiplied by
+
+
+def inputs(vocab: int, *, seq_len: int = SEQ, batch: int = BATCH):
+    """Token ids [batch, seq] and the probe [batch, seq, vocab] that makes a loss of logits: sum(logits * probe) / tokens.
+
+    Ids start at 3: transformers stops the gradient of a padding token's embedding, Megatron has no padding token.
+    """
+    import torch
+
+    gen = torch.Generator().manual_seed(20240229)
+    ids = torch.randint(3, vocab, (batch, seq_len), generator=gen)
+    return ids, torch.randn(batch, seq_len, vocab, generator=gen, dtype=torch.float32)
+
+
+# --------------------------------------------------------------------------------------------------------- the reference
+def reference(folder: str, vocab: int) -> dict[str, Any]:
+    """*clean world*: transformers' own logits [batch, seq, vocab] and gradients {disk name: tensor} in fp32, eager attention."""
+    model = _transformers(folder)
+    ids, probe = inputs(vocab)
+    logits = model(ids).logits
+    ((logits * probe).sum() / ids.numel()).backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return {"logits": logits.detach(), "gradients": grads}
+
+
+def reload(folder: str, vocab: int) -> dict[str, Any]:
+    """*clean world*: load a folder with stock transformers, strictly; its logits and what loading complained about."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype="auto", output_loading_info=True)
+    import torch
+
+    with torch.no_grad():
+        logits = model.float().eval()(inputs(vocab)[0]).logits
+    return {"logits": logits, "complaints": {key: sorted(map(str, value)) for key, value in info.items() if value}}
+
+
+def long_reference(folder: str, vocab: int):
+    """*clean world*: transformers' logits of one sequence of LONG tokens, past position 1000."""
+    import torch
+
+    with torch.no_grad():
+        return _transformers(folder)(inputs(vocab, seq_len=LONG, batch=1)[0]).logits[:, LONG_FROM:]
+
+
+def counted_flops(config: dict, seq_len: int, batch: int) -> int:
+    """*clean world*: matmul FLOPs of transformers' forward pass, counted by torch on eager attention."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="eager").eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(torch.zeros(batch, seq_len, dtype=torch.long) + 3, use_cache=False)
+    return counter.get_total_flops()
+
+
+def write_toy(config: dict, folder: str, seed: int) -> str:
+    """*clean world*: write a toy's folder; see toy_models.write_toy."""
+    from shardproof import toy_models
+
+    return str(toy_models.write_toy(config, folder, seed=seed))
+
+
+def _transformers(folder: str):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype="auto").float().eval()
+
+
+# ------------------------------------------------------------------------------------------------------------- the bridge
+def measure(adapter: str, folder: str, plan: str, vocab: int, *, forward: bool = True) -> dict[str, Any]:
+    """*rank*: everything the checks of one (toy, plan) need, from one built model.
+
+    weights: what rank 0 exports {name: tensor}; digest: of every rank's export. perturbed: rank 0's export after every parameter was
+    multiplied by FACTOR. replicas: [(global name, digest)] of parameters that megatron says are not split. logits: whole, from the one
+    rank that ends the pipeline (else None); gradients: exported, rank 0.
+    """
+    import torch
+
+    bridge, path = load_adapter(adapter), Path(folder)
+    chunks = bridge.build(path, plan, with_ddp=forward)
+    rank = torch.distributed.get_rank()
+    exported = dict(bridge.export_weights(chunks, path))
+    out: dict[str, Any] = {"digest": _digest_all(exported), "weights": exported if rank == 0 else None, "replicas": _replicas(chunks)}
+    if forward:
+        out["logits"] = _train_step(chunks, vocab)
+        gradients = dict(bridge.export_gradients(chunks, path))
+        out["gradients"] = gradients if rank == 0 else None
+    with torch.no_grad():
+        for chunk in chunks:
+            for param in chunk.parameters():
+                param.mul_(FACTOR)
+    perturbed = dict(bridge.export_weights(chunks, path))
+    out["perturbed"] = perturbed if rank == 0 else None
+    return out
+
+
+def save_hf(adapter: str, folder: str, plan: str, out: str) -> None:
+    """*rank*: import, then write a Hugging Face folder."""
+    bridge = load_adapter(adapter)
+    bridge.save_hf(bridge.build(Path(folder), plan, with_ddp=False), Path(folder), Path(out))
+
+
+def save_megatron(adapter: str, folder: str, plan: str, out: str) -> None:
+    """*rank*: import, then write a distributed checkpoint."""
+    bridge = load_adapter(adapter)
+    bridge.save_megatron(bridge.build(Path(folder), plan, with_ddp=False), Path(folder), Path(out))
+
+
+def load_megatron(adapter: str, folder: str, saved: str, plan: str) -> dict[str, Any] | None:
+    """*rank*: fill a model from a distributed checkpoint and export it (rank 0's export)."""
+    import torch
+
+    bridge = load_adapter(adapter)
+    exported = dict(bridge.export_weights(bridge.load_megatron(Path(folder), Path(saved), plan), Path(folder)))
+    return exported if torch.distributed.get_rank() == 0 else None
+
+
+def long_logits(adapter: str, folder: str, plan: str, vocab: int):
+    """*rank* (one): the bridge's logits of the same sequence."""
+    import torch
+
+    model = load_adapter(adapter).build(Path(folder), plan, with_ddp=False)[0].eval()
+    ids = inputs(vocab, seq_len=LONG, batch=1)[0]
+    with torch.no_grad():
+        return model(ids, torch.arange(LONG)[None], None)[:, LONG_FROM:, :vocab].clone()
+
+
+def build_on_meta(adapter: str, config: dict, plan: str) -> int:
+    """*rank of a fake world*: see Adapter.build_on_meta."""
+    return load_adapter(adapter).build_on_meta(config, plan)
+
+
+# ------------------------------------------------------------------------------------------------------------------ steps
+def _train_step(chunks: list, vocab: int):
+    """Forward and backward through megatron-core's own schedule, then its gradient finalisation; whole logits on one rank."""
+    import torch
+    from megatron.core import parallel_state as ps
+    from megatron.core.distributed import finalize_model_grads
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    config = chunks[0].config if hasattr(chunks[0], "config") else chunks[0].module.config
+    config.finalize_model_grads_func = finalize_model_grads
+    ids, probe = inputs(vocab)
+    mine = _local_positions(ids.shape[1])
+    size = ids.shape[0] // MICRO_BATCHES
+    tokens = size * ids.shape[1]
+    batches = list(zip(ids.split(size), probe.split(size), strict=True))
+    positions = torch.arange(ids.shape[1])[mine].expand(size, -1)
+
+    def loss(probe_BSV, logits_BSV):
+        weights = _vocab_slice(probe_BSV[:, mine], logits_BSV.shape[-1])
+        return (logits_BSV.float() * weights).sum() / tokens, {"logits": logits_BSV.detach()}
+
+    def step(iterator, model):
+        ids_BS, probe_BSV = next(iterator)
+        return model(ids_BS[:, mine], positions, None), functools.partial(loss, probe_BSV)
+
+    for chunk in chunks:
+        chunk.train()
+        if hasattr(chunk, "zero_grad_buffer"):
+            chunk.zero_grad_buffer()
+    iterators = [iter(batches) for _ in chunks]
+    virtual = len(chunks) > 1
+    results = get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=iterators if virtual else iterators[0],
+        model=chunks if virtual else chunks[0],
+        num_microbatches=MICRO_BATCHES,
+        seq_length=ids.shape[1],
+        micro_batch_size=size,
+        forward_only=False,
+    )
+    if not ps.is_pipeline_last_stage():
+        return None
+    return _whole_logits(torch.cat([r["logits"] for r in results]), ids.shape[1], vocab)
+
+
+def _local_positions(seq_len: int):
+    """Positions of this context-parallel rank's tokens: chunk r and chunk 2*cp-1-r of 2*cp (megatron's load-balanced order)."""
+    from megatron.core import parallel_state as ps
+
+    return _zigzag(seq_len, ps.get_context_parallel_world_size(), ps.get_context_parallel_rank())
+
+
+def _zigzag(seq_len: int, cp: int, rank: int):
+    import torch
+
+    if cp == 1:
+        return torch.arange(seq_len)
+    chunks = torch.arange(seq_len).chunk(2 * cp)
+    return torch.cat([chunks[rank], chunks[2 * cp - 1 - rank]])
+
+
+def _vocab_slice(probe_BSV, width: int):
+    """This tensor-parallel rank's vocabulary columns; padding has weight 0."""
+    import torch.nn.functional as F
+    from megatron.core import parallel_state as ps
+
+    rank, size = ps.get_tensor_model_parallel_rank(), ps.get_tensor_model_parallel_world_size()
+    return F.pad(probe_BSV, (0, width * size - probe_BSV.shape[-1]))[..., rank * width : (rank + 1) * width]
+
+
+def _whole_logits(local, seq_len: int, vocab: int):
+    """[batch, seq, vocab] on tensor- and context-parallel rank 0 of the last stage, else None."""
+    import torch
+    from megatron.core import parallel_state as ps
+
+    tp, cp = ps.get_tensor_model_parallel_group(), ps.get_context_parallel_group()
+    local = local.contiguous()
+    columns = [torch.empty_like(local) for _ in range(tp.size())]
+    torch.distributed.all_gather(columns, local, group=tp)
+    rows = torch.cat(columns, -1)[..., :vocab].contiguous()
+    parts = [torch.empty_like(rows) for _ in range(cp.size())]
+    torch.distributed.all_gather(parts, rows, group=cp)
+    whole = torch.empty(rows.shape[0], seq_len, vocab, dtype=rows.dtype, device=rows.device)
+    for rank, part in enumerate(parts):
+        whole[:, _zigzag(seq_len, cp.size(), rank)] = part
+    first = tp.rank() == 0 and cp.rank() == 0 and ps.get_data_parallel_rank() == 0
+    return whole.cpu() if first else None
+
+
+def _digest_all(tensors: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + _bytes(tensor))
+    return digest.hexdigest()
+
+
+def _replicas(chunks: list) -> list[tuple[str, str]]:
+    """(pipeline rank : chunk : name, digest) of parameters that megatron-core does not split."""
+    from megatron.core import parallel_state as ps
+
+    out = []
+    for index, chunk in enumerate(chunks):
+        for name, param in chunk.named_parameters():
+            if not getattr(param, "tensor_model_parallel", False):
+                key = f"{ps.get_pipeline_model_parallel_rank()}:{index}:{name}"
+                out.append((key, hashlib.sha256(_bytes(param.detach())).hexdigest()))
+    return out
+
+
+def _bytes(tensor) -> bytes:
+    import torch
+
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,151 @@
+"""The pytest plugin: options, the lab, verdicts, live progress and report files. No check logic lives here."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+OPTIONS = {
+    "family": "only this family (repeatable)",
+    "toy": "only toys whose name contains this (repeatable)",
+    "plan": "only this plan, as written in case ids (repeatable)",
+    "check": "only checks whose id starts with this (repeatable)",
+    "case": "only this case id (repeatable): the whole reproduction of a verdict",
+}
+
+
+def pytest_addoption(parser):
+    """Options of the suite."""
+    group = parser.getgroup("shardproof", "conformance of checkpoint bridges")
+    group.addoption("--bridge", default="reference", help="adapter to test: module:NAME or an installed entry point (default: reference)")
+    for name, text in OPTIONS.items():
+        group.addoption(f"--{name}", action="append", default=[], help=text)
+    group.addoption("--profile", choices=("default", "nightly"), default="default", help="breadth: plans a toy")
+    group.addoption("--report-dir", default="reports", help="folder for results.jsonl and report.html (default: reports)")
+
+
+def selected_cases(adapter, config) -> list:
+    """The cases that the options leave. Raises pytest.UsageError where an option names nothing."""
+    from .cases import enumerate_cases
+
+    want = {name: config.getoption(name) for name in OPTIONS}
+    cases = list(enumerate_cases(adapter, config.getoption("profile")))
+    tests = {
+        "family": lambda c, w: c.family == w,
+        "toy": lambda c, w: w in str(c.toy),
+        "plan": lambda c, w: c.plan == w,
+        "check": lambda c, w: c.check.startswith(w),
+        "case": lambda c, w: c.id == w,
+    }
+    for name, words in want.items():
+        for word in words:
+            if not any(tests[name](c, word) for c in cases):
+                known = sorted({getattr(c, name, c.id) if name in ("family", "plan", "check") else str(c.toy) for c in cases})
+                raise pytest.UsageError(f"--{name} {word} matches no case; there are: {', '.join(known[:40])}")
+        cases = [c for c in cases if not words or any(tests[name](c, word) for word in words)]
+    return cases
+
+
+@pytest.fixture(scope="session")
+def lab(request):
+    """The worlds of this session."""
+    from .api import load_adapter
+    from .lab import Lab
+
+    name = request.config.getoption("bridge")
+    lab = Lab(load_adapter(name), name)
+    yield lab
+    lab.close()
+
+
+def pytest_configure(config):
+    """Start the recorder."""
+    config.pluginmanager.register(Recorder(config), "shardproof-recorder")
+
+
+class Recorder:
+    """Collects verdicts, shows progress toy by toy, writes the reports."""
+
+    def __init__(self, config):
+        self.config = config
+        self.started = time.time()
+        self.results: list[dict] = []
+        self.total: dict[tuple, int] = {}
+        self.host: dict | None = None
+
+    def pytest_collection_modifyitems(self, items):
+        """Know how many cases each toy has."""
+        for item in items:
+            if case := _case(item):
+                key = (case.family, str(case.toy))
+                self.total[key] = self.total.get(key, 0) + 1
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        """Turn an outcome into a verdict: an assertion is a FAIL, any other exception is UNKNOWN."""
+        from .api import Verdict
+
+        outcome = yield
+        report, case = outcome.get_result(), _case(item)
+        if case is None or (report.when != "call" and not report.failed):
+            return
+        report.shardproof = True
+        failed = call.excinfo
+        verdict = Verdict.PASS if not failed else Verdict.FAIL if failed.errisinstance(AssertionError) else Verdict.UNKNOWN
+        message = failed.exconly(tryshort=True) if failed else ""
+        row = {"id": case.id, "family": case.family, "toy": str(case.toy), "plan": case.plan, "dtype": case.dtype}
+        row |= {"check": case.check, "verdict": str(verdict), "seconds": round(report.duration, 3), "message": message}
+        self.results.append(row)
+        if report.when == "call":
+            self._progress(case)
+
+    def pytest_report_teststatus(self, report, config):
+        """Progress is told by toy, not by dot (unless -v asks for every case)."""
+        if getattr(report, "shardproof", False) and report.when == "call" and config.option.verbose < 1:
+            return report.outcome, "", ""
+        return None
+
+    def _progress(self, case) -> None:
+        key = (case.family, str(case.toy))
+        mine = [r for r in self.results if (r["family"], r["toy"]) == key]
+        if len(mine) < self.total.get(key, 0):
+            return
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        bad = [r for r in mine if r["verdict"] not in ("pass", "known")]
+        text = f"{case.family:10} {case.toy!s:38} {len(mine) - len(bad):4}/{len(mine)} pass  {sum(r['seconds'] for r in mine):6.1f} s"
+        done = sum(1 for _ in self.results)
+        if reporter:
+            reporter.write_line(f"[{100 * done // max(1, sum(self.total.values())):3}%] {text}", red=bool(bad), green=not bad)
+
+    def pytest_sessionfinish(self, session):
+        """Write the reports."""
+        if self.results and not hasattr(self.config, "workerinput"):
+            from .report import write
+
+            self.files = write(self.results, Path(self.config.getoption("report_dir")), self._header())
+
+    def pytest_terminal_summary(self, terminalreporter):
+        """Print the matrix and where the reports are."""
+        if self.results:
+            from .report import matrix
+
+            terminalreporter.section("conformance")
+            terminalreporter.write_line(matrix(self.results, terminalreporter._tw.fullwidth))
+            for kind, path in getattr(self, "files", {}).items():
+                terminalreporter.write_line(f"{kind}: {path}")
+
+    def _header(self) -> dict:
+        import importlib.metadata as md
+
+        versions = {p: md.version(p) for p in ("torch", "megatron-core", "transformers", "safetensors", "pytest")}
+        return {"bridge": self.config.getoption("bridge"), "profile": self.config.getoption("profile"), "versions": versions,
+                "world": self.host, "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.started)),
+                "seconds": round(time.time() - self.started, 1)}
+
+
+def _case(item):
+    spec = getattr(item, "callspec", None)
+    case = spec.params.get("case") if spec else None
+    return case if hasattr(case, "check") else None
