@@ -159,6 +159,17 @@ def built(tmp_path_factory) -> dict[str, dict]:
         return dict(zip(("stand-in", "real"), pool.map(run, ("stand-in", "real")), strict=True))
 
 
+def test_without_the_wheel_it_fails_and_says_why(tmp_path, monkeypatch):
+    """Law: no network is an error with pip's own words and a remedy, and leaves nothing that looks like a wheel."""
+    from shardproof.bridges.host import te_pyonly
+
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(RuntimeError, match="could not download transformer_engine==2.20.2"):
+        te_pyonly.fetch(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_each_side_is_what_it_says(built):
     """The stand-in says so, and the other side is the real package at the same version: not one thing compared with itself."""
     from shardproof.bridges.host.transformer_engine import VERSION

@@ -108,7 +108,7 @@ def _keep_mode_in_backward(mode: CudaIsCpu) -> None:
     if engine is None:
         raise RuntimeError(
             f"torch {torch.__version__} has no torch.autograd._engine_run_backward, which the host layer wraps: "
-            "use a torch release this package was tested with (2.11 to 2.13)"
+            "use a torch release that has it (2.13 does)"
         )
 
     def run(*args: Any, **kwargs: Any) -> Any:
