@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from . import parallel
 from .architecture import Architecture
 from .errors import CoverageError, listing
 from .held import Held, held
+
+BUCKET_BYTES = 64 * 2**20  # of tensors gathered by one collective; a larger tensor goes alone
 
 
 def weight(param) -> Any:
@@ -30,7 +34,7 @@ class Export:
 
     Making it is collective (ranks agree on names and dtypes), and so is iterating: every rank must take the stream to its end. Each
     element comes from exactly one rank (replicas stay silent) and travels as bytes, so values are bit-exact. Peak memory is one HF
-    tensor. Raises CoverageError where the ranks together do not hold a tensor.
+    tensor or BUCKET_BYTES. Raises CoverageError where the ranks together do not hold a tensor.
     """
 
     def __init__(self, model, architecture: Architecture, *, value: Callable[[Any], Any] = weight, cpu: bool = True):
@@ -44,9 +48,37 @@ class Export:
         self.entries = {name: (shape, dtypes[owners[name]]) for name, shape in architecture.hf_shapes().items()}
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """Yield (HF name, whole tensor) in checkpoint order, on every rank."""
+        """Yield (HF name, whole tensor) in checkpoint order, on every rank. Tensors of one bucket share memory."""
+        for bucket in self._buckets():
+            joined = _empty_bucket([self.entries[name] for name in bucket])
+            for name, whole in zip(bucket, joined.tensors, strict=True):
+                self._contribute(name, whole)
+            parallel.join_bytes(joined.memory)
+            for name, whole in zip(bucket, joined.tensors, strict=True):
+                yield name, whole.cpu() if self._cpu else whole
+
+    def _buckets(self) -> Iterator[list[str]]:
+        """Names whose tensors travel together: ranks pay for a collective by the call, memory by the byte."""
+        limit = BUCKET_BYTES if parallel.world_size() > 1 else 0
+        names, size = [], 0
         for name, (shape, dtype) in self.entries.items():
-            yield name, _assemble(name, shape, self._by_source.get(name), dtype, self._value, self._cpu)
+            nbytes = _nbytes(shape, dtype)
+            if names and size + nbytes > limit:
+                yield names
+                names, size = [], 0
+            names.append(name)
+            size += nbytes
+        if names:
+            yield names
+
+    def _contribute(self, name: str, whole) -> None:
+        item = self._by_source.get(name)
+        if item is None:
+            return
+        piece = self._value(item.param)
+        for move in item.moves:
+            if move.source == name:
+                whole[move.src] = piece[move.dst]
 
 
 def _contributions(items: list[Held]) -> list[Held]:
@@ -65,15 +97,26 @@ def _directory(items: list[Held], value) -> dict[str, Any]:
     return out
 
 
-def _assemble(name: str, shape: tuple[int, ...], item: Held | None, dtype, value, cpu: bool):
+@dataclass(frozen=True, eq=False)
+class _Bucket:
+    """Zeros for several tensors in one piece of memory."""
+
+    memory: Any
+    tensors: list
+
+
+def _empty_bucket(entries: list) -> _Bucket:
     import torch
 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    whole = torch.zeros(shape, dtype=dtype, device=device)
-    if item is not None:
-        piece = value(item.param)
-        for move in item.moves:
-            if move.source == name:
-                whole[move.src] = piece[move.dst]
-    parallel.join_bytes(whole)
-    return whole.cpu() if cpu else whole
+    sizes = [_nbytes(shape, dtype) for shape, dtype in entries]
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + -(-size // 16) * 16)  # aligned for any dtype
+    memory = torch.zeros(starts[-1], dtype=torch.uint8, device=device)
+    parts = zip(entries, starts, sizes, strict=False)
+    return _Bucket(memory, [memory[start : start + size].view(dtype).view(shape) for (shape, dtype), start, size in parts])
+
+
+def _nbytes(shape: tuple[int, ...], dtype) -> int:
+    return math.prod(shape) * dtype.itemsize

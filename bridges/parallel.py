@@ -121,13 +121,11 @@ def broadcast_object(item: Any) -> Any:
 
 
 def join_bytes(tensor) -> None:
-    """Sum a tensor over all ranks, in place, as bytes: exact where every element is written by one rank and 0 elsewhere.
+    """Sum a uint8 tensor over all ranks, in place: exact where every byte is written by one rank and 0 elsewhere.
 
     NaN payloads, negative zeros and subnormals survive, which a floating-point sum does not promise.
     """
-    import torch
     import torch.distributed as dist
 
     if world_size() > 1:
-        flat = tensor.view(-1) if tensor.dim() else tensor.view(1)
-        dist.all_reduce(flat.view(torch.uint8))
+        dist.all_reduce(tensor)
