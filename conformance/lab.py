@@ -26,7 +26,13 @@ class Lab:
         self._fake: FakeWorld | None = None
         self._memory: OrderedDict[tuple, Any] = OrderedDict()
         self._keep = keep
+        self.snapshot = None  # syrupy's assertion of the running test
+        self.error: float | None = None  # largest relative error the running check saw
         self.root = Path(tempfile.mkdtemp(prefix="shardproof-"))
+
+    def note(self, error: float) -> None:
+        """Record a relative error for the report; the largest of a case counts."""
+        self.error = error if self.error is None else max(self.error, error)
 
     # --------------------------------------------------------------------------------------------------------------- toys
     def folder(self, toy, dtype: str = "fp32", seed: int = 0) -> Path:
@@ -79,6 +85,10 @@ class Lab:
             self._fake = FakeWorld(host=self.adapter.host)
         kwargs |= {"adapter": self.adapter_name, "plan": plan}
         return self._fake.run(f"{_TASKS}:{task}", plans.layout(plan), plans.ranks(plan), rank, kwargs=kwargs)
+
+    def host_record(self) -> dict | None:
+        """What the ranks ran on (device, Transformer Engine, kernels, versions), once a pool is up."""
+        return self.pools.get(self.pools.sizes[-1]).host_record if self.pools.sizes else None
 
     def close(self) -> None:
         """End all worlds and remove all folders."""

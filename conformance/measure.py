@@ -99,7 +99,7 @@ def measure(adapter: str, folder: str, plan: str, vocab: int, *, forward: bool =
     exported = dict(bridge.export_weights(chunks, path))
     out: dict[str, Any] = {"digest": _digest_all(exported), "weights": exported if rank == 0 else None, "replicas": _replicas(chunks)}
     if forward:
-        out["logits"] = _train_step(chunks, vocab)
+        out["logits"] = _run_schedule(chunks, vocab)
         gradients = dict(bridge.export_gradients(chunks, path))
         out["gradients"] = gradients if rank == 0 else None
     with torch.no_grad():
@@ -109,6 +109,12 @@ def measure(adapter: str, folder: str, plan: str, vocab: int, *, forward: bool =
     perturbed = dict(bridge.export_weights(chunks, path))
     out["perturbed"] = perturbed if rank == 0 else None
     return out
+
+
+def forward_only(adapter: str, folder: str, plan: str, vocab: int) -> bool:
+    """*rank*: build, import and one forward pass through the schedule; whether this rank ended the pipeline."""
+    chunks = load_adapter(adapter).build(Path(folder), plan, with_ddp=False)
+    return _run_schedule(chunks, vocab, forward_only=True) is not None
 
 
 def save_hf(adapter: str, folder: str, plan: str, out: str) -> None:
@@ -148,15 +154,15 @@ def build_on_meta(adapter: str, config: dict, plan: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------------ steps
-def _train_step(chunks: list, vocab: int):
-    """Forward and backward through megatron-core's own schedule, then its gradient finalisation; whole logits on one rank."""
+def _run_schedule(chunks: list, vocab: int, *, forward_only: bool = False):
+    """Forward (and backward, with gradient finalisation) through megatron-core's own schedule; whole logits on one rank."""
     import torch
     from megatron.core import parallel_state as ps
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    config = chunks[0].config if hasattr(chunks[0], "config") else chunks[0].module.config
-    config.finalize_model_grads_func = finalize_model_grads
+    if not forward_only:
+        chunks[0].config.finalize_model_grads_func = finalize_model_grads
     ids, probe = inputs(vocab)
     mine = _local_positions(ids.shape[1])
     size = ids.shape[0] // MICRO_BATCHES
@@ -185,7 +191,7 @@ def _train_step(chunks: list, vocab: int):
         num_microbatches=MICRO_BATCHES,
         seq_length=ids.shape[1],
         micro_batch_size=size,
-        forward_only=False,
+        forward_only=forward_only,
     )
     if not ps.is_pipeline_last_stage():
         return None

@@ -97,7 +97,9 @@ class Recorder:
         message = failed.exconly(tryshort=True) if failed else ""
         row = {"id": case.id, "family": case.family, "toy": str(case.toy), "plan": case.plan, "dtype": case.dtype}
         row |= {"check": case.check, "verdict": str(verdict), "seconds": round(report.duration, 3), "message": message}
-        self.results.append(row)
+        lab = item.funcargs.get("lab")
+        self.results.append(row | {"error": lab and lab.error})
+        self.host = self.host or (lab and lab.host_record())
         if report.when == "call":
             self._progress(case)
 

@@ -8,7 +8,7 @@ def parameters(lab, case):
     want, got = lab.reference(case.toy)["gradients"], lab.measured(case.toy, case.plan)["gradients"]
     same_names("gradients", got, want)
     for name, gradient in want.items():
-        close(f"gradient of {name}", got[name], gradient)
+        lab.note(close(f"gradient of {name}", got[name], gradient))
 
 
 CHECKS = [Check("grad.parameters", parameters, every_plan)]
