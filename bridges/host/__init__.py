@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["HostRecord", "cache_process_groups", "install", "local_results_queue", "record", "reenter"]
+__all__ = ["HostRecord", "install", "local_results_queue", "record", "reenter"]
 
 _LOCK = threading.Lock()
 _RECORD: HostRecord | None = None
@@ -77,13 +77,6 @@ def reenter() -> None:
         from . import cuda_surface
 
         cuda_surface.reenter()
-
-
-def cache_process_groups() -> None:
-    """Keep one process group per set of ranks for the life of the process; see `collectives.cache_process_groups`."""
-    from . import collectives
-
-    collectives.cache_process_groups()
 
 
 def local_results_queue() -> AbstractContextManager[None]:

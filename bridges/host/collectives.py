@@ -1,4 +1,4 @@
-"""What gloo lacks and megatron-core asks of it, and process groups that outlive a layout."""
+"""What gloo lacks and megatron-core asks of it."""
 
 from __future__ import annotations
 
@@ -77,45 +77,3 @@ def _uneven_reduce_scatter(real: Callable) -> Callable:
         return _Finished() if async_op else None
 
     return reduce_scatter
-
-
-def cache_process_groups() -> None:
-    """Keep one process group per (ranks, backend) for the life of the process. Later calls change nothing.
-
-    For long-lived rank pools: megatron's parallel_state makes some twenty groups per layout, and its
-    ``destroy_model_parallel()`` drops them without freeing: 60 threads and 100 file descriptors stay behind per cycle. With
-    the cache a layout seen before costs milliseconds and nothing leaks (facts/cpu_feasibility.md, section 5).
-
-    Every rank asks for the same groups in the same order, so all ranks hit or miss alike. To keep it so, destroying a cached
-    group leaves it alive (else members would make it anew and others not), and destroying all groups empties the cache.
-    Options other than ranks and backend are those of the first request.
-    """
-    if hasattr(dist.new_group, "_shardproof"):
-        return
-    cache: dict[tuple, Any] = {}
-    dist.new_group = _ours(_cached_new_group(dist.new_group, cache))
-    dist.destroy_process_group = _ours(_sparing_destroy(dist.destroy_process_group, cache))
-
-
-def _cached_new_group(real: Callable, cache: dict[tuple, Any]) -> Callable:
-    @wraps(real)
-    def new_group(ranks=None, timeout=None, backend=None, *args, **kwargs):
-        key = (None if ranks is None else tuple(ranks), None if backend is None else str(backend))
-        if key not in cache:
-            cache[key] = real(ranks, timeout, backend, *args, **kwargs)
-        return cache[key]
-
-    return new_group
-
-
-def _sparing_destroy(real: Callable, cache: dict[tuple, Any]) -> Callable:
-    @wraps(real)
-    def destroy_process_group(group=None):
-        if group is None or group is dist.group.WORLD:
-            cache.clear()
-            return real(group)
-        if any(group is kept for kept in cache.values()):
-            return None
-        return real(group)
-
-    return destroy_process_group
