@@ -209,9 +209,11 @@ class AutoBridge:
         return bridge
 
     @classmethod
-    def import_ckpt(cls, hf_path: str | Path, megatron_path: str | Path, *, plan: ParallelPlan | str = "", overwrite: bool = False, **hub) -> None:
+    def import_ckpt(
+        cls, hf_model_id: str | Path, megatron_path: str | Path, *, plan: ParallelPlan | str = "", overwrite: bool = False, **hub: Any
+    ) -> None:
         """Hugging Face folder (or hub id) -> torch_dist checkpoint."""
-        bridge = cls.from_hf_pretrained(hf_path, **hub)
+        bridge = cls.from_hf_pretrained(hf_model_id, **hub)
         bridge.save_megatron_model(bridge.to_megatron_model(plan=plan), megatron_path, overwrite=overwrite)
 
     @classmethod

@@ -113,7 +113,7 @@ class Provider:
         for key, value in fixed.items():
             if self.settings[key] != value:
                 raise ConfigError(f"provider.{key} = {self.settings[key]!r}: the {self.family.name} architecture fixes it to {value!r}")
-        return Architecture(self.family, fixed | {n: self.settings[n] for n in names})
+        return Architecture(self.family, fixed | {n: _plain(n, self.settings[n]) for n in names})
 
     @property
     def padded_vocab_size(self) -> int:
@@ -226,10 +226,26 @@ class Provider:
         self._pre_wrap_hooks.append(hook)
 
 
-def _activation(name: str):
+def _activations() -> dict[str, Any]:
     from functools import partial
 
     import torch.nn.functional as F
     from megatron.core.activations import squared_relu
 
-    return {"silu": F.silu, "gelu": F.gelu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"), "relu": F.relu, "relu2": squared_relu}[name]
+    return {"silu": F.silu, "gelu": F.gelu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"), "relu": F.relu, "relu2": squared_relu}
+
+
+def _activation(name: str):
+    return _activations()[name]
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A setting as config.json could hold it: users may assign torch dtypes, functions and tuples."""
+    if name == "params_dtype":
+        return str(value).removeprefix("torch.")
+    if name == "activation_func" and not isinstance(value, str):
+        known = {id(function): key for key, function in _activations().items()}
+        if id(value) not in known:
+            raise ConfigError(f"provider.activation_func = {value!r} has no name in config.json; use one of {', '.join(known.values())}")
+        return known[id(value)]
+    return list(value) if isinstance(value, tuple) else value
