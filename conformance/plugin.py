@@ -26,26 +26,26 @@ def pytest_addoption(parser):
     group.addoption("--report-dir", default="reports", help="folder for results.jsonl and report.html (default: reports)")
 
 
-def selected_cases(adapter, config) -> list:
-    """The cases that the options leave. Raises pytest.UsageError where an option names nothing."""
-    from .cases import enumerate_cases
+_MATCHES = {
+    "family": lambda c, w: c.family == w,
+    "toy": lambda c, w: w in str(c.toy),
+    "plan": lambda c, w: c.plan == w,
+    "check": lambda c, w: c.check.startswith(w),
+    "case": lambda c, w: c.id == w,
+}
 
-    want = {name: config.getoption(name) for name in OPTIONS}
-    cases = list(enumerate_cases(adapter, config.getoption("profile")))
-    tests = {
-        "family": lambda c, w: c.family == w,
-        "toy": lambda c, w: w in str(c.toy),
-        "plan": lambda c, w: c.plan == w,
-        "check": lambda c, w: c.check.startswith(w),
-        "case": lambda c, w: c.id == w,
-    }
-    for name, words in want.items():
+
+def keep(cases: list, config) -> set[str]:
+    """Ids of the cases that the options leave. Raises pytest.UsageError where an option names nothing."""
+    kept = list(cases)
+    for name, matches in _MATCHES.items():
+        words = config.getoption(name)
         for word in words:
-            if not any(tests[name](c, word) for c in cases):
-                known = sorted({getattr(c, name, c.id) if name in ("family", "plan", "check") else str(c.toy) for c in cases})
+            if not any(matches(c, word) for c in cases):
+                known = sorted({str(getattr(c, name, c.id)) for c in cases})
                 raise pytest.UsageError(f"--{name} {word} matches no case; there are: {', '.join(known[:40])}")
-        cases = [c for c in cases if not words or any(tests[name](c, word) for word in words)]
-    return cases
+        kept = [c for c in kept if not words or any(matches(c, word) for word in words)]
+    return {c.id for c in kept}
 
 
 @pytest.fixture(scope="session")
@@ -75,12 +75,19 @@ class Recorder:
         self.total: dict[tuple, int] = {}
         self.host: dict | None = None
 
-    def pytest_collection_modifyitems(self, items):
-        """Know how many cases each toy has."""
-        for item in items:
-            if case := _case(item):
-                key = (case.family, str(case.toy))
-                self.total[key] = self.total.get(key, 0) + 1
+    @pytest.hookimpl(trylast=True)  # after syrupy has seen what was collected: what it saw and did not run is not "unused"
+    def pytest_collection_modifyitems(self, config, items):
+        """Deselect what the options leave out, and know how many cases each toy has."""
+        cases = {id(item): case for item in items if (case := _case(item))}
+        kept = keep(list(cases.values()), config) if cases else set()
+        dropped = [item for item in items if id(item) in cases and cases[id(item)].id not in kept]
+        if dropped:
+            config.hook.pytest_deselected(items=dropped)
+            gone = set(map(id, dropped))
+            items[:] = [item for item in items if id(item) not in gone]
+        for case in (cases[id(item)] for item in items if id(item) in cases):
+            key = (case.family, str(case.toy))
+            self.total[key] = self.total.get(key, 0) + 1
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item, call):
