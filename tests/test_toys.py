@@ -1,0 +1,78 @@
+"""Toys hide nothing: geometry, weights, files."""
+
+import json
+
+import pytest
+from shardproof import fixtures
+from shardproof.bridges.families import find_family
+from shardproof.toy_models import GEOMETRIES, lint, loud, toy_config
+from shardproof.toy_models.geometry import COINCIDENCES
+
+SEQ = 24
+
+
+def wanted(published: dict, geometry: str) -> set[str]:
+    """Coincidences a toy may have: its geometry's, and multi-head attention's where the published model has it."""
+    multi_head = published["num_attention_heads"] == (published.get("num_key_value_heads") or published["num_attention_heads"])
+    return COINCIDENCES.get(geometry, set()) | ({"heads", "sizes"} if multi_head else set())
+
+
+@pytest.mark.parametrize("name", fixtures.names())
+def test_toys_of_every_registered_config_pass_the_lint(name):
+    """Law: every geometry of every registered config breaks no rule but those it names, and its family reads it."""
+    published = fixtures.published(name)
+    for geometry in GEOMETRIES:
+        toy = toy_config(published, geometry)
+        assert lint(toy, seq_len=SEQ, wanted=wanted(published, geometry)) == [], (name, geometry)
+        find_family(toy).architecture(toy)
+
+
+@pytest.mark.parametrize("name", fixtures.names())
+def test_toys_keep_the_structure(name):
+    """Law: heads a group, tying, rope kind, window, activation and biases of a toy are the published model's."""
+    published = fixtures.published(name)
+    big, small = (find_family(c).architecture(c).settings for c in (published, toy_config(published)))
+    assert big["num_attention_heads"] // big["num_query_groups"] == small["num_attention_heads"] // small["num_query_groups"]
+    for key in ("share_embeddings_and_output_weights", "rotary_base", "rotary_percent", "rope_scaling", "rope_scaling_factor", "activation_func"):
+        assert big[key] == small[key], key
+    assert (big.get("window_size") is None) == (small.get("window_size") is None)
+    assert big["layernorm_epsilon"] == small["layernorm_epsilon"]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"head_dim": 6}, "head_dim"),
+        ({"hidden_size": 64}, "sizes"),
+        ({"num_key_value_heads": 1}, "groups"),
+        ({"num_key_value_heads": 8}, "heads"),
+        ({"num_hidden_layers": 4}, "layers"),
+        ({"vocab_size": 256}, "vocab"),
+        ({"sliding_window": SEQ, "use_sliding_window": True}, "window"),
+        ({"head_dim": 2}, "head_dim_small"),
+    ],
+)
+def test_the_lint_bites(change, rule):
+    """Law: each rule is broken by some toy, and the lint says which."""
+    toy = toy_config(fixtures.published("Qwen/Qwen3-8B")) | change
+    assert any(line.startswith(f"{rule}:") for line in lint(toy, seq_len=SEQ)), lint(toy, seq_len=SEQ)
+
+
+def test_loud_weights_are_loud():
+    """Law: every tensor has its own distribution; nothing is constant, zero or near one; the same name and seed give the same values."""
+    shapes = {"a.q_proj.weight": (32, 48), "a.k_proj.weight": (32, 48), "a.norm.weight": (48,), "b.norm.weight": (48,), "a.q_proj.bias": (32,)}
+    values = {name: loud(name, shape) for name, shape in shapes.items()}
+    for name, tensor in values.items():
+        assert tensor.std() > 0.05 and (tensor != 0).all(), name
+        assert loud(name, shapes[name]).equal(tensor) and not loud(name, shapes[name], seed=1).equal(tensor)
+    assert abs(values["a.q_proj.weight"].std() / values["a.k_proj.weight"].std() - 1) > 0.02
+    assert abs(values["a.norm.weight"].mean() - values["b.norm.weight"].mean()) > 0.01
+    assert (values["a.norm.weight"] - 1).abs().mean() > 0.05
+
+
+def test_provenance_names_every_config():
+    """Law: a registered config has a line in fixtures/configs/README.md that says where it came from."""
+    text = (fixtures.path(fixtures.names()[0]).parent / "README.md").read_text()
+    for name in fixtures.names():
+        assert f"| {name} |" in text, name
+        assert json.loads(fixtures.path(name).read_text())["architectures"]
