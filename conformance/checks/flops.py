@@ -3,7 +3,7 @@
 from ..api import LawBroken
 from .base import Check, once_a_variant, single
 
-_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "num_key_value_heads", "head_dim")
+_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "head_dim")
 
 
 def counted(lab, case):
@@ -23,6 +23,9 @@ def monotone(lab, case):
     for key in _SIZES:
         if config.get(key) and not flops(config | {key: 2 * config[key]}, 64, 1) > base:
             raise LawBroken(f"doubling {key} does not raise the FLOPs of {case.toy.variant}")
+    heads, groups = config["num_attention_heads"], config.get("num_key_value_heads")
+    if groups and groups < heads and not flops(config | {"num_key_value_heads": heads}, 64, 1) > base:
+        raise LawBroken("a key-value head for every query head does not raise the FLOPs")
     if not flops(config, 65, 1) > base or flops(config, 64, 2) != 2 * base:
         raise LawBroken("FLOPs must grow with the sequence and be linear in the batch")
     layers, flat = config["num_hidden_layers"], {k: v for k, v in config.items() if k != "layer_types"}
