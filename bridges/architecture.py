@@ -81,6 +81,9 @@ class Architecture:
     family: Family
     settings: Mapping[str, Any]
 
+    def __post_init__(self):
+        self.family.decoder.mixer.check(self.settings)
+
     def padded_vocab(self, tp: int, divisible_by: int = 128) -> int:
         """Vocabulary rounded up to a multiple of `divisible_by` * tp, as Megatron pads it."""
         unit = divisible_by * tp

@@ -7,6 +7,7 @@ is an error: about a fifth of the conversion bugs that shipped were fields dropp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,8 @@ def typed(key: str, value: Any, kind: type) -> Any:
     good = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     if not good:
         raise ConfigError(f"config field {key!r} is {value!r}; expected {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"config field {key!r} is {value}; expected a finite number")
     if kind is int and value < 1:
         raise ConfigError(f"config field {key!r} is {value}; expected at least 1")
     return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .config import REFUSED, Rule, typed
 from .errors import ConfigError
 
@@ -14,7 +16,7 @@ def activation(default: str) -> Rule:
 
     def read(hf, v):
         name = hf.get("hidden_act", default)
-        name = _SYNONYMS.get(name, name)
+        name = _SYNONYMS.get(name, name) if isinstance(name, str) else name
         if name not in ACTIVATIONS:
             raise ConfigError(f"config field 'hidden_act' is {name!r}; supported: {', '.join(ACTIVATIONS)}")
         return {"activation_func": name}
@@ -67,9 +69,11 @@ def windows_by_layer(*, width: int = 4096, first_full: int = 28) -> Rule:
         size = hf.get("sliding_window", width) if on else None
         kinds, layers = hf.get("layer_types"), v["num_layers"]
         if kinds is None:
-            edge = hf.get("max_window_layers", first_full)
+            edge = hf.get("max_window_layers", first_full) if size is not None else layers
+            if not isinstance(edge, int) or isinstance(edge, bool):
+                raise ConfigError(f"config field 'max_window_layers' is {edge!r}; expected int")
             kinds = ["sliding_attention" if size is not None and i >= edge else "full_attention" for i in range(layers)]
-        if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
+        if not isinstance(kinds, list) or len(kinds) != layers or any(k not in ("sliding_attention", "full_attention") for k in kinds):
             raise ConfigError(
                 f"config field 'layer_types' must name sliding_attention or full_attention for each of the {layers} layers, got {kinds}"
             )
@@ -159,15 +163,18 @@ def rope(*, partial: float | None = None) -> Rule:
 def _rope_parameters(hf) -> dict:
     """Both spellings as one dict with rope_type and rope_theta, with transformers' precedence; contradictions are refused."""
     old, new = hf.get("rope_scaling"), hf.get("rope_parameters")
+    for key, value in (("rope_scaling", old), ("rope_parameters", new)):
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(f"config field {key!r} is {value!r}; expected an object")
     if old and new and old != new:
         raise ConfigError(f"config fields 'rope_scaling' = {old} and 'rope_parameters' = {new} contradict; keep one")
     params = dict(old or new or {})
-    if "rope_theta" in hf and params.get("rope_theta", hf["rope_theta"]) != hf["rope_theta"]:
+    if "rope_theta" in hf and "rope_theta" in params and params["rope_theta"] != hf["rope_theta"]:
         raise ConfigError(f"'rope_theta' = {hf['rope_theta']} and rope_parameters' {params['rope_theta']} contradict; keep one")
     params.setdefault("rope_theta", hf.get("rope_theta", 10000.0))
-    kinds = {params.pop(k) for k in ("rope_type", "type") if k in params}
+    kinds = {str(params.pop(k)) for k in ("rope_type", "type") if k in params}
     if len(kinds) > 1:
-        raise ConfigError(f"rope parameters name two types: {sorted(map(str, kinds))}; keep one")
+        raise ConfigError(f"rope parameters name two types: {sorted(kinds)}; keep one")
     params["rope_type"] = kinds.pop() if kinds else "default"
     return params
 

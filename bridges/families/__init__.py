@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from ..architecture import Family
-from ..errors import BridgeError, UnknownArchitectureError, nearest
+from ..errors import BridgeError, ConfigError, UnknownArchitectureError, nearest
 
 _registered: dict[str, Family] = {}
 
@@ -48,9 +48,11 @@ def _built_in() -> dict[str, Family]:
 
 def find_family(config: Mapping[str, Any]) -> Family:
     """The family of a config.json. Raises UnknownArchitectureError naming the nearest supported architectures."""
-    named = tuple(config.get("architectures") or ())
+    named = config.get("architectures") or ()
+    named = tuple(map(str, named)) if isinstance(named, list | tuple) else (str(named),)
     for family in families().values():
         if set(named) & set(family.architectures):
+            _same_family(family, named, config.get("model_type"))
             return family
     if not named:
         for family in families().values():
@@ -62,3 +64,13 @@ def find_family(config: Mapping[str, Any]) -> Family:
         f"no family for architecture {wanted!r}{nearest(wanted, known)}; `shardproof families` lists the supported ones,"
         " register_bridge adds one"
     )
+
+
+def _same_family(family: Family, named: tuple[str, ...], model_type: Any) -> None:
+    """transformers builds what model_type says, whatever architectures says: refuse a pair of two families."""
+    for other in families().values():
+        if other is not family and model_type in other.model_types and model_type not in family.model_types:
+            raise ConfigError(
+                f"config fields 'architectures' = {list(named)} ({family.name}) and 'model_type' = {model_type!r} ({other.name}) contradict;"
+                " correct one of them"
+            )

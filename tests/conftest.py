@@ -1,0 +1,80 @@
+"""Worlds and toys that the engine's tests share; started when first used, one of each a session."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:  # workers import tasks by name, with this process's sys.path
+    sys.path.append(str(HERE))
+
+
+@pytest.fixture(scope="session")
+def engine_pools():
+    """Real ranks under the reference host."""
+    from shardproof.conformance.worlds import Pools
+
+    with Pools(host="shardproof.bridges.host:install", limit=3) as pools:
+        yield pools
+
+
+@pytest.fixture(scope="session")
+def clean():
+    """The process of references."""
+    from shardproof.conformance.worlds import Clean
+
+    with Clean() as world:
+        yield world
+
+
+@pytest.fixture(scope="session")
+def solo(engine_pools):
+    """Run a task of helpers_engine (or "module:function") on one rank: ``solo("name", **kwargs)``."""
+
+    def run(task, **kwargs):
+        name = task if ":" in task else f"helpers_engine:{task}"
+        return engine_pools.run(1, name, layout={}, kwargs=kwargs, timeout=300)[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ranks(engine_pools):
+    """Run a task on every rank of a plan: ``ranks("name", "tp2,pp2", **kwargs)``; results in rank order."""
+    from shardproof.conformance import plans
+
+    def run(task, plan, **kwargs):
+        name = task if ":" in task else f"helpers_engine:{task}"
+        return engine_pools.run(plans.ranks(plan), name, layout=plans.layout(plan), kwargs=kwargs | {"plan": plan}, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def toys(clean, tmp_path_factory):
+    """Toy folders: ``toys(config)`` gives the folder of a config, written once."""
+    import json
+    import zlib
+
+    root, made = tmp_path_factory.mktemp("toys"), {}
+
+    def folder(config, shard="40KB"):
+        key = json.dumps([config, shard], sort_keys=True)
+        if key not in made:
+            made[key] = root / f"{config['model_type']}-{zlib.crc32(key.encode()):08x}"
+            clean.run("helpers_engine:hf_toy", {"config": config, "folder": str(made[key]), "shard": shard})
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture
+def toy_copy(toys, tmp_path):
+    """A private copy of a toy folder, to spoil: ``toy_copy(config)``."""
+    import shutil
+
+    def folder(config, name="toy", **options):
+        return Path(shutil.copytree(toys(config, **options), tmp_path / name))
+
+    return folder

@@ -1,0 +1,213 @@
+"""What the engine's tests run in worlds, and the toys they share; no test of its own.
+
+Nothing at the top imports torch, megatron or the bridges: the clean world imports this file too.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+VARIANTS = {
+    "llama": "meta-llama/Llama-3.1-8B-Instruct",
+    "mistral": "mistralai/Mistral-7B-v0.1",
+    "nemotron": "nvidia/Minitron-4B-Base",
+    "qwen2": "Qwen/Qwen2-7B",
+    "qwen3": "Qwen/Qwen3-8B",
+}
+
+
+def toy(family: str, geometry: str = "default", **fields: Any) -> dict[str, Any]:
+    """The toy config of a family's main variant; `fields` replace its own, REMOVED deletes."""
+    from shardproof import fixtures
+    from shardproof.toy_models import toy_config
+
+    return change(toy_config(fixtures.published(VARIANTS[family]), geometry), fields)
+
+
+REMOVED = "<removed>"
+
+
+def change(config: dict, fields: dict) -> dict:
+    """A config with fields replaced or, where the value is REMOVED, deleted."""
+    return {k: v for k, v in (config | fields).items() if not (isinstance(v, str) and v == REMOVED)}
+
+
+def tokens(vocab: int, length: int):
+    """Token ids [1, length]."""
+    import torch
+
+    return torch.randint(3, vocab, (1, length), generator=torch.Generator().manual_seed(11))
+
+
+# ---------------------------------------------------------------------------------------------------------- the clean world
+def hf_toy(config: dict, folder: str, shard: str = "40KB") -> None:
+    """*clean*: write a toy folder."""
+    from shardproof.toy_models import write_toy
+
+    write_toy(config, folder, max_shard_size=shard)
+
+
+def hf_variants(jobs: list[dict]) -> list[dict]:
+    """*clean*: for each job (config, folder, length) let transformers read config.json, fill its model with loud weights (a function of
+    name and shape, so equal shapes have equal weights), save them, and give logits and the parsed config; or the error."""
+    return [_caught(_hf_variant, **job) for job in jobs]
+
+
+def _hf_variant(config: dict, folder: str, length: int) -> dict:
+    import torch
+    from safetensors.torch import save_file
+    from shardproof.toy_models import loud
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "config.json").write_text(json.dumps(config))
+    parsed = AutoConfig.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(parsed, attn_implementation="eager").float().eval()
+    tied = set(model.all_tied_weights_keys)
+    state = {n: loud(n, tuple(t.shape)) for n, t in model.state_dict().items() if n not in tied}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) <= tied, (missing, unexpected)
+    save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+    with torch.no_grad():
+        return {"logits": model(tokens(parsed.vocab_size, length)).logits}
+
+
+def hf_parsed(configs: list[dict]) -> list[dict]:
+    """*clean*: what transformers makes of each config.json, as a dict of every attribute; or the error.
+
+    Each gets a copy: transformers writes into the rope dict that it is given.
+    """
+    from transformers import AutoConfig
+
+    def parse(config):
+        return json.loads(AutoConfig.for_model(**json.loads(json.dumps(config))).to_json_string(use_diff=False))
+
+    return [_caught(parse, config=c) for c in configs]
+
+
+def hf_logits(folder: str, length: int):
+    """*clean*: logits of a folder as transformers loads it, in fp32, and what loading complained about."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype="auto", output_loading_info=True)
+    with torch.no_grad():
+        logits = model.float().eval()(tokens(model.config.vocab_size, length)).logits
+    return {"logits": logits, "complaints": {k: sorted(map(str, v)) for k, v in info.items() if v}}
+
+
+def hf_loads(folders: list[str]) -> list[str | None]:
+    """*clean*: for each folder None if stock transformers loads a model from it without a complaint, else why not."""
+    from transformers import AutoModelForCausalLM
+
+    out = []
+    for folder in folders:
+        try:
+            _, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+            out.append(str(info) if any(info.values()) else None)
+        except Exception as error:
+            out.append(f"{type(error).__name__}: {error}"[:300])
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------------- ranks
+def bridge_variants(jobs: list[dict], fault=None) -> list[dict]:
+    """*one rank*: the bridge's logits for each job, its weights read from the job's folder; or the error. `fault`: a planted
+    one around all jobs, see _context."""
+    with _context(fault):
+        return [_caught(_bridge_variant, **job) for job in jobs]
+
+
+def _bridge_variant(config: dict, folder: str, length: int) -> dict:
+    from shardproof.bridges.auto import AutoBridge
+
+    bridge = AutoBridge(config, Path(folder))
+    if not (Path(folder) / "model.safetensors").exists():  # transformers built no model
+        return {"config": str(bridge.transformer_config)}
+    return {"logits": forward(bridge.to_megatron_model(), bridge.architecture.settings["vocab_size"], length)}
+
+
+def bridge_logits(folder: str, length: int, plan: str = "", fault=None):
+    """*one rank*: the bridge's logits of a folder."""
+    from shardproof.bridges.auto import AutoBridge
+
+    with _context(fault):
+        bridge = AutoBridge.from_hf_pretrained(folder)
+        return forward(bridge.to_megatron_model(), bridge.architecture.settings["vocab_size"], length)
+
+
+def forward(chunks: list, vocab: int, length: int):
+    """Logits [1, length, vocab] of a model on one rank, in fp32."""
+    import torch
+
+    with torch.no_grad():
+        return chunks[0].eval()(tokens(vocab, length), torch.arange(length)[None], None)[..., :vocab].float().clone()
+
+
+def _context(fault):
+    """A planted fault: None, or (name of a context manager of this module, its arguments)."""
+    import contextlib
+
+    if not fault:
+        return contextlib.nullcontext()
+    name, *args = [fault] if isinstance(fault, str) else fault
+    return globals()[name](*args)
+
+
+@contextmanager
+def patched(owner, name: str, value):
+    """Replace an attribute for a while."""
+    before = owner.__dict__[name] if isinstance(owner, type) else getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def blind_to(*keys: str):
+    """*fault*: the config rules never see these fields."""
+    from shardproof.bridges.config import ConfigRules
+
+    read = ConfigRules.read
+    with patched(ConfigRules, "read", lambda self, hf, allow=(): read(self, {k: v for k, v in hf.items() if k not in keys}, allow)):
+        yield
+
+
+@contextmanager
+def setting(name: str, value):
+    """*fault*: one setting is always this value, or what a function of this module makes of it."""
+    from shardproof.bridges.config import ConfigRules
+
+    read = ConfigRules.read
+
+    def wrong(self, hf, allow=()):
+        settings = read(self, hf, allow)
+        if settings.get(name) is not None:
+            settings[name] = globals()[value[1:]](settings[name]) if isinstance(value, str) and value.startswith("=") else value
+        return settings
+
+    with patched(ConfigRules, "read", wrong):
+        yield
+
+
+def one_wider(window):
+    """A window of one key more."""
+    return [window[0] + 1, 0]
+
+
+def late_by_one(slides):
+    """The next layer's window."""
+    return [*slides[1:], slides[0]] if isinstance(slides, list) else slides
+
+
+def _caught(task, **kwargs) -> dict:
+    """A task's result, or {"error": type name, "message": text}."""
+    try:
+        return task(**kwargs)
+    except Exception as error:
+        return {"error": type(error).__name__, "message": str(error)[:400]}
