@@ -75,7 +75,7 @@ class Tensor:
 
     def __post_init__(self):
         total = sum(s.shape[0] for s in self.sources)
-        if self.rows.shape != (self.shape[0],) or self.rows.max(initial=FILL) >= total:
+        if self.rows.shape != (self.shape[0],) or self.rows.max(initial=FILL) >= total or self.rows.min(initial=FILL) < FILL:
             raise ValueError(f"{self.name}: index of {self.rows.shape} rows into {total} does not give shape {self.shape}")
 
 

@@ -455,11 +455,16 @@ def meaning(parsed):
     return out
 
 
-SPELLINGS = ("as-is", "rope_parameters llama3-64", "rope_scaling linear", "rope_scaling none", "window types", "window on-edge2", "window w5",
-             "remove head_dim", "remove rope_theta", "null sliding_window", "bias", "partial-half")
-CHANGES = ("tied", "untied", "theta-fraction", "rope_scaling llama3-32", "rope_scaling default", "rope_parameters linear", "head_dim-12",
-           "window types", "window types-none", "window w5", "window on-edge0", "null sliding_window", "bias", "bias-off", "perturb vocab_size",
-           "perturb num_hidden_layers", "perturb hidden_size", "groups-1", "act gelu", "eps", "perturb norm_eps", "partial-quarter", "dropout")
+SPELLINGS = (
+    *("as-is", "rope_parameters llama3-64", "rope_scaling linear", "rope_scaling none", "window types", "window on-edge2"),
+    *("window w5", "remove head_dim", "remove rope_theta", "null sliding_window", "bias", "partial-half"),
+)
+CHANGES = (
+    *("tied", "untied", "theta-fraction", "rope_scaling llama3-32", "rope_scaling default", "rope_parameters linear", "head_dim-12"),
+    *("window types", "window types-none", "window w5", "window on-edge0", "null sliding_window", "bias", "bias-off", "groups-1"),
+    *("perturb vocab_size", "perturb num_hidden_layers", "perturb hidden_size", "act gelu", "eps", "perturb norm_eps"),
+    *("partial-quarter", "dropout"),
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
