@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from . import plans
-from .api import Adapter
+from .api import Adapter, LawBroken
+from .coding import write_coded
+from .lineage import assemble
 from .worlds import Clean, FakeWorld, Pools
 
 _TASKS = "shardproof.conformance.measure"
@@ -68,6 +70,19 @@ class Lab:
             return merged | {"digests": [r["digest"] for r in ranks], "replicas": [pair for r in ranks for pair in r["replicas"]]}
 
         return self._once(("measured", toy, plan, dtype), run)
+
+    def lineage(self, toy, plan: str) -> tuple:
+        """(code, {global tensor: numbers}) of a coded import. Raises LawBroken where ranks contradict each other or leave holes."""
+
+        def run():
+            whole, problems = assemble(self.rank_task("lineage", plan, folder=str(folder)))
+            if problems:
+                raise LawBroken("; ".join(problems[:4]))
+            return whole
+
+        folder = self.root / f"{toy}-coded"
+        code = self._once(("coded", toy), lambda: write_coded(self.folder(toy), folder))
+        return code, self._once(("lineage", toy, plan), run)
 
     # --------------------------------------------------------------------------------------------------------------- tasks
     def rank_task(self, task: str, plan: str, **kwargs: Any) -> list:

@@ -121,6 +121,13 @@ def forward_only(adapter: str, folder: str, plan: str, vocab: int) -> bool:
     return _run_schedule(chunks, vocab, forward_only=True) is not None
 
 
+def lineage(adapter: str, folder: str, plan: str) -> list:
+    """*rank*: the pieces of a coded import; see lineage.pieces."""
+    from .lineage import pieces
+
+    return pieces(load_adapter(adapter).build(Path(folder), plan, with_ddp=False))
+
+
 def save_hf(adapter: str, folder: str, plan: str, out: str) -> None:
     """*rank*: import, then write a Hugging Face folder."""
     bridge = load_adapter(adapter)

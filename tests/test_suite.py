@@ -65,21 +65,32 @@ ADAPTER = Wrong()
 '''
 
 
+FC1 = "next(p for n, p in chunks[0].named_parameters() if 'linear_fc1.weight' in n).data"
+
+
 @pytest.mark.parametrize(
-    ("body", "verdict"),
+    ("body", "case", "verdict", "message"),
     [
-        ("next(p for n, p in chunks[0].named_parameters() if 'linear_fc2' in n).data.mul_(1.001)", "fail"),
-        ("raise RuntimeError('the bridge broke')", "unknown"),
+        ("next(p for n, p in chunks[0].named_parameters() if 'linear_fc2' in n).data.mul_(1.001)",
+         "tp1/fp32/import/forward.logits", "fail", "relative error"),
+        ("raise RuntimeError('the bridge broke')", "tp1/fp32/import/forward.logits", "unknown", "the bridge broke"),
+        (f"w = {FC1}; w[[0, 1]] = w[[1, 0]]", "tp2/fp32/import/lineage.same", "fail", "want model.layers.0.mlp.gate_proj.weight[0, 0]"),
+        (f"w = {FC1}; w[1] = w[0]", "tp1/fp32/import/lineage.once", "fail", "taken 2 times"),
     ],
-)
-def test_wrong_bridges_get_their_verdict(tmp_path, body, verdict):
-    """Law: a wrong weight is a FAIL, a crash is UNKNOWN; both make the exit code 1 and name the case that reproduces them."""
+)  # fmt: skip
+def test_wrong_bridges_get_their_verdict(tmp_path, body, case, verdict, message):
+    """Law: a wrong weight is a FAIL, a crash is UNKNOWN; both make the exit code 1, say what was wrong and how to run the case again.
+
+    The third bridge swaps two rows under tp2 alone; the fourth copies a row over another.
+    """
+    if "lineage.same" in case:
+        body = f"import torch\n        if torch.distributed.get_rank() == 0 and torch.distributed.get_world_size() == 2:\n            {body}"
     (tmp_path / "wrong_bridge.py").write_text(WRONG.format(body=body))
-    case = "qwen3/Qwen3-0.6B/tp1/fp32/import/forward.logits"
+    case = f"qwen3/Qwen3-0.6B/{case}"
     done = run("--bridge", "wrong_bridge:ADAPTER", "--case", case, reports=tmp_path / "r", path=tmp_path)
     assert done.returncode == 1, done.stdout[-3000:]
     row = json.loads((tmp_path / "r" / "results.jsonl").read_text().splitlines()[1])
-    assert (row["id"], row["verdict"]) == (case, verdict)
+    assert (row["id"], row["verdict"]) == (case, verdict) and message in row["message"], row
     assert f"--case {case}" in done.stdout
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from . import config, flops, forward, grad, io, names, plan, roundtrip, scale
+from . import config, flops, forward, grad, io, lineage, names, plan, roundtrip, scale
 from .base import Check
 
 CHECKS: dict[str, Check] = {
-    check.id: check for module in (names, roundtrip, plan, forward, grad, config, flops, io, scale) for check in module.CHECKS
+    check.id: check for module in (names, lineage, roundtrip, plan, forward, grad, config, flops, io, scale) for check in module.CHECKS
 }
 
 __all__ = ["CHECKS", "Check"]
