@@ -45,12 +45,14 @@ class ParallelPlan:
     def __post_init__(self):
         for name in ("tp", "pp", "vpp", "cp", "ep", "dp", "expert_tp"):
             size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise PlanError(f"plan {name}={size!r}: a parallel size is a whole number of at least 1")
         if self.vpp > 1 and self.pp == 1:
             raise PlanError(f"plan vpp{self.vpp} without pipeline parallelism: give pp of at least 2, or drop vpp")
         if self.sp and self.tp == 1:
             raise PlanError("plan sp without tensor parallelism: give tp of at least 2, or drop sp")
+        if self.split is not None and any(not isinstance(n, int) or n < 0 for n in self.split):
+            raise PlanError(f"plan split {self.split}: each stage holds a whole number of layers, at least 0")
         if self.split is not None and len(self.split) != self.stages:
             raise PlanError(f"plan split{'-'.join(map(str, self.split))} lists {len(self.split)} stages; pp*vpp is {self.stages}")
         if self.world_size % (self.expert_tp * self.ep * self.pp):

@@ -211,3 +211,51 @@ def _caught(task, **kwargs) -> dict:
         return task(**kwargs)
     except Exception as error:
         return {"error": type(error).__name__, "message": str(error)[:400]}
+
+
+# ------------------------------------------------------------------------------------------------------------------- plans
+def megatron_coordinates(plans: list[str]) -> list[list[dict]]:
+    """*one rank*: for each plan, for each rank, its coordinates from the groups that megatron-core's RankGenerator makes."""
+    from megatron.core.parallel_state import RankGenerator
+    from shardproof.bridges.plan import ParallelPlan
+
+    out = []
+    for text in plans:
+        p = ParallelPlan.parse(text)
+        order, world = "tp-cp-ep-dp-pp", p.tp * p.cp * p.dp * p.pp
+        dense = RankGenerator(tp=p.tp, ep=1, dp=p.dp, pp=p.pp, cp=p.cp, order=order)
+        expert = RankGenerator(tp=p.expert_tp, ep=p.ep, dp=world // (p.expert_tp * p.ep * p.pp), pp=p.pp, cp=1, order=order)
+        axes = {"tp": (dense, "tp"), "cp": (dense, "cp"), "dp": (dense, "dp"), "pp": (dense, "pp")}
+        axes |= {"etp": (expert, "tp"), "ep": (expert, "ep"), "edp": (expert, "dp")}
+        where = [{} for _ in range(world)]
+        for name, (generator, axis) in axes.items():
+            for group in generator.get_ranks(axis):
+                for index, rank in enumerate(group):
+                    where[rank][name] = index
+        assert [w["pp"] for w in where] == [next(g.index(r) for g in expert.get_ranks("pp") if r in g) for r in range(world)]
+        out.append(where)
+    return out
+
+
+def running_coordinates(plan: str) -> dict:
+    """*rank*: this rank's coordinates as the bridges ask parallel_state for them, and those of the plan."""
+    import dataclasses
+
+    import torch
+    from shardproof.bridges import parallel
+    from shardproof.bridges.plan import ParallelPlan
+
+    planned = ParallelPlan.parse(plan).coordinates(torch.distributed.get_rank())
+    return {"running": dataclasses.asdict(parallel.coordinates()), "planned": dataclasses.asdict(planned)}
+
+
+def built_layers(config: dict, plan: str) -> list[list[int]]:
+    """*a rank of a fake world*: the global numbers (from 0) of the decoder layers of each chunk that megatron-core builds."""
+    import torch
+    from shardproof.bridges.auto import AutoBridge
+
+    provider = AutoBridge(config).to_megatron_provider(load_weights=False).apply(plan)
+    provider.perform_initialization, provider.init_model_with_meta_device = False, True
+    with torch.device("meta"):
+        chunks = provider.provide_distributed_model(wrap_with_ddp=False)
+    return [[layer.layer_number - 1 for layer in chunk.decoder.layers] for chunk in chunks]
