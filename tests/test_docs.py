@@ -92,6 +92,21 @@ def test_marked_snippets_run(page, tmp_path):
         assert done.returncode == 0, f"{fence['text']}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
+@pytest.mark.parametrize("page", [p for p in PAGES if "\nshardproof " in p.read_text()], ids=name)
+def test_commands_and_options_exist(page):
+    """Every `shardproof` line names a command and options that it has."""
+    from typer.main import get_command
+
+    from shardproof.bridges.cli import app
+
+    commands = get_command(app).commands
+    for line in re.findall(r"^shardproof (.*?)(?: #.*)?$", "".join(f["text"] for f in fences(page, "bash")), re.M):
+        command, *words = line.split()
+        assert command in commands, line
+        options = {option for parameter in commands[command].params for option in parameter.opts}
+        assert {w for w in words if w.startswith("--")} <= options, line
+
+
 # ----------------------------------------------------------------------------------------------------------------- links
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_resolve(page):
