@@ -121,11 +121,15 @@ def stale() -> dict[Path, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite stale pages, or with --check name them and return 1."""
+    """Rewrite stale pages, or with --check name them and return 1; 2 where a page or a marker is missing."""
     parser = argparse.ArgumentParser(prog="python -m shardproof.bridges.pages", description="tables of README.md and docs/")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is stale")
     check = parser.parse_args(arguments).check
-    out_of_date = stale()
+    try:
+        out_of_date = stale()
+    except (FileNotFoundError, ValueError) as absent:
+        print(f"error: {absent}", file=sys.stderr)
+        return 2
     for page, text in out_of_date.items():
         print(("stale: " if check else "wrote ") + str(page.relative_to(ROOT)))
         if not check:
