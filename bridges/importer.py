@@ -54,26 +54,29 @@ def load(
     check_source(source, architecture)
     mine = held(model, architecture)
     tied = architecture.tied_head()
+    listed = tied if tied and tied[0] in source else None
+    first = sorted(mine, key=lambda item: not listed or item.tensor.sources[0].name != listed[1])  # a wrong head is seen before any write
     with torch.no_grad():
-        for item in mine:
+        for item in first:
             for move in item.moves:
                 target = item.param.data[move.dst]
                 if move.source is None:
                     target.zero_()
                     continue
-                target.copy_(source.read(move.source, move.src))
-                if tied and move.source == tied[1] and tied[0] in source:
-                    _same_head(source, tied, move)
+                piece = source.read(move.source, move.src)
+                if listed and move.source == listed[1]:
+                    _same_head(source, listed, move, piece)
+                target.copy_(piece)
             if progress:
                 progress(item.tensor.name)
     return mine
 
 
-def _same_head(source: SafetensorsSource, tied: tuple[str, str], move: Move) -> None:
+def _same_head(source: SafetensorsSource, tied: tuple[str, str], move: Move, embedding) -> None:
     import torch
 
-    head, embedding = (source.read(name, move.src) for name in tied)
-    if not torch.equal(head.view(torch.uint8), embedding.view(torch.uint8)):
+    head = source.read(tied[0], move.src)
+    if head.dtype != embedding.dtype or not torch.equal(head.view(torch.uint8), embedding.view(torch.uint8)):
         raise CheckpointError(
             f"config.json ties {tied[0]} to {tied[1]}, and the checkpoint holds both with different values; set tie_word_embeddings to"
             " false or remove the head"

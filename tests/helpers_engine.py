@@ -259,3 +259,101 @@ def built_layers(config: dict, plan: str) -> list[list[int]]:
     with torch.device("meta"):
         chunks = provider.provide_distributed_model(wrap_with_ddp=False)
     return [[layer.layer_number - 1 for layer in chunk.decoder.layers] for chunk in chunks]
+
+
+# --------------------------------------------------------------------------------------------------------------- checkpoints
+def imports(folders: list[str]) -> list[dict | None]:
+    """*one rank*: import each folder to FOLDER.out; None, or the error."""
+    from shardproof.bridges.auto import AutoBridge
+
+    return [_caught(lambda f=f: AutoBridge.import_ckpt(f, f + ".out")) for f in folders]
+
+
+def failed_load(folder: str, bad: str) -> dict:
+    """*one rank*: build from `folder`, then load the weights of `bad`; the error and the parameters that changed."""
+    from shardproof.bridges.auto import AutoBridge
+
+    bridge = AutoBridge.from_hf_pretrained(folder)
+    model = bridge.to_megatron_model()
+    before = {n: p.detach().clone() for n, p in model[0].named_parameters()}
+    caught = _caught(lambda: bridge.load_hf_weights(model, bad))
+    changed = [n for n, p in model[0].named_parameters() if not before[n].equal(p)]
+    return {"caught": caught if isinstance(caught, dict) else None, "changed": changed}
+
+
+def saved(folder: str, out: str, kind: str, plan: str = "", limit: int | None = None, kill: list | None = None, **options) -> dict | None:
+    """*rank*: import `folder` and save it as ``hf`` or ``megatron``; None, or the error.
+
+    limit: no file may grow past so many bytes. kill: [name of a function "module:attribute", number of its call that ends this process].
+    """
+    import resource
+
+    from shardproof.bridges.auto import AutoBridge
+
+    bridge = AutoBridge.from_hf_pretrained(folder)
+    model = bridge.to_megatron_model(plan=plan)
+    save = {"hf": bridge.save_hf_pretrained, "weights": bridge.save_hf_weights, "megatron": bridge.save_megatron_model}[kind]
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with _killed_at(*kill) if kill else _context(None):
+        try:
+            if limit:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+            return _caught(lambda: save(model, out, **options))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@contextmanager
+def _killed_at(name: str, call: int):
+    """End this process with SIGKILL at the n-th call (counted from 1) of a function."""
+    import os
+    import signal
+    from importlib import import_module
+
+    module, _, attribute = name.partition(":")
+    owner = import_module(module)
+    *path, attribute = attribute.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    real, seen = getattr(owner, attribute), []
+
+    def counted(*args, **kwargs):
+        seen.append(1)
+        if len(seen) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    with patched(owner, attribute, counted):
+        yield
+    assert len(seen) >= call, f"{name} was called {len(seen)} times"
+
+
+def reload_megatron(saved: str, plan: str = "") -> dict | None:
+    """*rank*: rebuild a model from a torch_dist checkpoint alone and export it (rank 0's export), or the error."""
+    import torch
+    from shardproof.bridges.auto import AutoBridge
+
+    def load():
+        bridge = AutoBridge.from_megatron(saved)
+        exported = dict(bridge.export_hf_weights(bridge.load_megatron_model(saved, plan=plan)))
+        return {"weights": exported if torch.distributed.get_rank() == 0 else None}
+
+    return _caught(load)
+
+
+def bytes_read(folder: str, plan: str) -> dict:
+    """*rank*: bytes that this rank's import read, of all parameters it holds, and of the whole checkpoint."""
+    from shardproof.bridges.auto import AutoBridge
+
+    bridge = AutoBridge.from_hf_pretrained(folder)
+    chunks = bridge.to_megatron_model(plan=plan)
+    held = sum(p.numel() * p.element_size() for chunk in chunks for p in chunk.parameters())
+    return {"read": bridge.source.bytes_read, "held": held, "whole": bridge.source.nbytes()}
+
+
+def exported(folder: str, plan: str = "") -> dict:
+    """*rank*: every rank's export of a folder."""
+    from shardproof.bridges.auto import AutoBridge
+
+    bridge = AutoBridge.from_hf_pretrained(folder)
+    return dict(bridge.export_hf_weights(bridge.to_megatron_model(plan=plan)))

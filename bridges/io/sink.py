@@ -25,7 +25,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 def parse_size(size: int | str) -> int:
     """``"5GB"``, ``"200MB"`` or a number of bytes. Raises CheckpointError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    if not found or found[2].upper() not in _UNITS or float(found[1]) <= 0:
+    if not found or found[2].upper() not in _UNITS or int(float(found[1]) * _UNITS[found[2].upper()]) < 1:
         raise CheckpointError(f"shard size {size!r} not understood; write e.g. 5GB or 500MiB")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 

@@ -109,7 +109,9 @@ class SafetensorsSource:
         self.indexed = True
         try:
             files = json.loads((self.folder / INDEX).read_text())["weight_map"]
-        except (json.JSONDecodeError, KeyError) as broken:
+            if not files or not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
+                raise ValueError("its weight_map must name files of this folder")
+        except (ValueError, KeyError, TypeError, AttributeError) as broken:
             raise CheckpointError(f"{self.folder / INDEX} is damaged ({broken!r}); download it again") from None
         for shard in sorted(set(files.values())):
             inside = set(self._shard(shard).keys())

@@ -6,8 +6,10 @@ enough to rebuild the model or export it without the original folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -26,6 +28,8 @@ def iteration_folder(path: str | Path) -> Path:
         text = (path / LATEST).read_text().strip()
     except FileNotFoundError:
         raise CheckpointError(f"{path} is no finished torch_dist checkpoint: it has no {LATEST}") from None
+    if text != "release" and not text.isdecimal():
+        raise CheckpointError(f"{path / LATEST} says {text!r}, which is no iteration: the save was cut off; save it again")
     folder = path / (text if text == "release" else f"iter_{int(text):07d}")
     if not (folder / ".metadata").exists():
         raise CheckpointError(f"{folder} has no .metadata: the save was cut off; save it again")
@@ -45,20 +49,33 @@ def save(chunks: list, path: str | Path, *, iteration: int = 0, record: dict | N
         problem = _prepare(path, final, partial, overwrite)
     if problem := parallel.broadcast_object(problem):
         raise CheckpointError(problem)
+    from torch.distributed.checkpoint.api import CheckpointException  # a BaseException: what a writer thread met, on every rank
+
     failed = None
     try:
         _write(chunks, partial)
-    except OSError as full:
-        failed = f"writing {final} failed ({full}); nothing was left there"
+    except (OSError, RuntimeError, CheckpointException) as full:
+        failed = f"writing {final} failed ({_cause(full)}); nothing was left there"
     failures = [f for f in parallel.all_gather_object(failed) if f]
     if parallel.rank() == 0:
+        try:
+            if not failures:
+                _finish(path, final, partial, iteration, record, source)
+        except OSError as full:
+            failures = [f"writing {path} failed ({full}); nothing that loads was left there"]
         if failures:
             shutil.rmtree(partial, ignore_errors=True)
-        else:
-            _finish(path, final, partial, iteration, record, source)
-    parallel.barrier()
-    if failures:
+            with contextlib.suppress(OSError):  # empty where it was made for this save
+                path.rmdir()
+    if failures := parallel.broadcast_object(failures):
         raise CheckpointError(failures[0])
+
+
+def _cause(error: BaseException) -> str:
+    """The first failure that torch's CheckpointException collects, in one line; any other error's own text."""
+    failures = getattr(error, "failures", None)
+    found = next(iter(failures.values()))[0] if failures else error
+    return str(found).strip().splitlines()[0] if str(found).strip() else type(found).__name__
 
 
 def load(chunks: list, path: str | Path) -> None:
@@ -66,12 +83,15 @@ def load(chunks: list, path: str | Path) -> None:
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.core import CheckpointingException
 
+    from torch.distributed.checkpoint.api import CheckpointException
+
     folder = iteration_folder(path)
     wanted = _state(chunks)
+    damaged = (CheckpointingException, CheckpointException, KeyError, ValueError, RuntimeError, OSError, EOFError, pickle.UnpicklingError)
     try:
         state = dist_checkpointing.load(wanted, str(folder))
-    except (CheckpointingException, KeyError, RuntimeError, OSError) as broken:
-        raise CheckpointError(f"{folder} cannot be loaded into this model: {broken}") from broken
+    except damaged as broken:
+        raise CheckpointError(f"{folder} cannot be loaded into this model: {_cause(broken)}") from broken
     for key, chunk in zip(_keys(chunks), chunks, strict=True):
         chunk.load_state_dict(state[key], strict=True)
 
