@@ -59,6 +59,11 @@ class Lab:
         """transformers' logits and gradients of a toy; see measure.reference."""
         return self._once(("reference", toy), lambda: self.clean_task("reference", folder=str(self.folder(toy)), vocab=toy.config["vocab_size"]))
 
+    def trained(self, toy) -> dict:
+        """transformers' weights of a toy after some SGD steps; see measure.trained_reference."""
+        vocab = toy.config["vocab_size"]
+        return self._once(("trained", toy), lambda: self.clean_task("trained_reference", folder=str(self.folder(toy)), vocab=vocab))
+
     def measured(self, toy, plan: str, dtype: str = "fp32") -> dict:
         """What the bridge gave under a plan, ranks merged: weights, perturbed, logits, gradients of the ranks that have them; digests
         and replicas of all."""

@@ -11,6 +11,7 @@ from .api import load_adapter
 
 SEQ, BATCH, MICRO_BATCHES = 24, 4, 2
 LONG, LONG_FROM = 1088, 1000
+STEPS, RATE = 3, 0.05  # of plain SGD; large enough that every weight moves visibly
 FACTOR = -0.5  # exact in every float type: what perturbed weights are multiplied by
 
 
@@ -35,6 +36,21 @@ def reference(folder: str, vocab: int) -> dict[str, Any]:
     ((logits * probe).sum() / ids.numel()).backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     return {"logits": logits.detach(), "gradients": grads}
+
+
+def trained_reference(folder: str, vocab: int) -> dict[str, Any]:
+    """*clean world*: transformers' weights {disk name: tensor} after STEPS plain SGD steps on the probe's loss."""
+    import torch
+
+    model = _transformers(folder)
+    ids, probe = inputs(vocab)
+    for _ in range(STEPS):
+        model.zero_grad()
+        ((model(ids).logits * probe).sum() / ids.numel()).backward()
+        with torch.no_grad():
+            for param in model.parameters():
+                param -= RATE * param.grad
+    return {name: p.detach() for name, p in model.named_parameters()}
 
 
 def reload(folder: str, vocab: int) -> dict[str, Any]:
@@ -119,6 +135,22 @@ def forward_only(adapter: str, folder: str, plan: str, vocab: int) -> bool:
     """*rank*: build, import and one forward pass through the schedule; whether this rank ended the pipeline."""
     chunks = load_adapter(adapter).build(Path(folder), plan, with_ddp=False)
     return _run_schedule(chunks, vocab, forward_only=True) is not None
+
+
+def train(adapter: str, folder: str, plan: str, vocab: int) -> dict[str, Any] | None:
+    """*rank*: STEPS plain SGD steps on every parameter through megatron-core's schedule and DDP, then rank 0's export."""
+    import torch
+
+    bridge, path = load_adapter(adapter), Path(folder)
+    chunks = bridge.build(path, plan, with_ddp=True)
+    for _ in range(STEPS):
+        _run_schedule(chunks, vocab)
+        with torch.no_grad():
+            for chunk in chunks:
+                for param in chunk.parameters():
+                    param -= RATE * param.main_grad
+    exported = dict(bridge.export_weights(chunks, path))
+    return exported if torch.distributed.get_rank() == 0 else None
 
 
 def lineage(adapter: str, folder: str, plan: str) -> list:

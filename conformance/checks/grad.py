@@ -1,6 +1,7 @@
 """grad.*: gradients equal transformers', carried through the same moves as the weights."""
 
-from .base import Check, close, every_plan, same_names
+from ..api import LawBroken
+from .base import Check, close, disk, every_plan, same_names
 
 
 def parameters(lab, case):
@@ -11,4 +12,20 @@ def parameters(lab, case):
         lab.note(close(f"gradient of {name}", got[name], gradient))
 
 
-CHECKS = [Check("grad.parameters", parameters, every_plan)]
+def train(lab, case):
+    """After some SGD steps on both sides, the exported weights equal transformers' trained weights, and have moved."""
+    shared = {"folder": str(lab.folder(case.toy)), "vocab": case.toy.config["vocab_size"]}
+    want, before = lab.trained(case.toy), disk(lab.folder(case.toy))
+    got = next(r for r in lab.rank_task("train", case.plan, **shared) if r is not None)
+    same_names("trained weights", got, want)
+    for name, weight in want.items():
+        if weight.equal(before[name]):
+            raise LawBroken(f"{name} did not move: the steps prove nothing about it")
+        lab.note(close(f"trained {name}", got[name], weight))
+
+
+def _once_a_family(toy, possible, first):
+    return possible if first and toy.geometry == "default" else []
+
+
+CHECKS = [Check("grad.parameters", parameters, every_plan), Check("grad.train", train, _once_a_family)]
