@@ -106,7 +106,7 @@ class AutoBridge:
         provider = Provider(self.architecture)
         if load_weights:
             provider.register_pre_wrap_hook(lambda chunks: self._load(chunks, provider.architecture, self.source, None))
-        if load_weights and not ({"dtype", "torch_dtype"} & {k for k, v in self.hf_config.items() if v is not None}):
+        if load_weights and self._config_lacks_dtype():
             provider.params_dtype = self.source.dtype(next(iter(self.architecture.hf_shapes())))
         return provider
 
@@ -196,8 +196,10 @@ class AutoBridge:
 
     def load_megatron_model(self, path: str | Path, *, plan: ParallelPlan | str = "", wrap_with_ddp: bool = False) -> list:
         """Build this rank's chunks under `plan` and fill them from a torch_dist checkpoint saved under any plan."""
-        provider = self.to_megatron_provider(load_weights=False).apply(plan).finalize()
-        provider.register_pre_wrap_hook(lambda chunks: torch_dist.load(chunks, path))
+        provider = self.to_megatron_provider(load_weights=False).apply(plan)
+        if self._config_lacks_dtype():
+            provider.params_dtype = torch_dist.stored_dtype(path)
+        provider.finalize().register_pre_wrap_hook(lambda chunks: torch_dist.load(chunks, path))
         return provider.provide_distributed_model(wrap_with_ddp=wrap_with_ddp)
 
     @classmethod
@@ -223,6 +225,10 @@ class AutoBridge:
         bridge.save_hf_pretrained(bridge.load_megatron_model(megatron_path, plan=plan), hf_path, **save)
 
     # --------------------------------------------------------------------------------------------------------- internals
+    def _config_lacks_dtype(self) -> bool:
+        """Weights say it then, wherever they come from: absent means float32 for no checkpoint."""
+        return self.hf_config.get("dtype") is None and self.hf_config.get("torch_dtype") is None
+
     def _load(self, model, architecture: Architecture, source: SafetensorsSource, progress: Progress | None) -> None:
         importer.load(model, source, architecture, progress=progress)
 

@@ -96,6 +96,17 @@ def load(chunks: list, path: str | Path) -> None:
         chunk.load_state_dict(state[key], strict=True)
 
 
+def stored_dtype(path: str | Path) -> str:
+    """Torch dtype name of a checkpoint's weights: the commonest among its tensors. Raises CheckpointError."""
+    from collections import Counter
+
+    from torch.distributed.checkpoint import FileSystemReader
+
+    tensors = FileSystemReader(iteration_folder(path)).read_metadata().state_dict_metadata.values()
+    names = Counter(str(t.properties.dtype).split(".")[-1] for t in tensors if hasattr(t, "properties"))
+    return names.most_common(1)[0][0] if names else "float32"
+
+
 def read_record(path: str | Path) -> dict:
     """Settings and HF config saved beside the weights. Raises CheckpointError where the checkpoint has none."""
     try:

@@ -1,0 +1,208 @@
+"""What `explain` knows: the tensors a rank holds under a plan, their relations, shards and moves. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..architecture import Architecture
+from ..errors import ConfigError, PlanError, listing
+from ..moves import Move, moves, piece_shape, runs, tensor_ranks
+from ..plan import Coordinates, ParallelPlan
+from ..relations import FILL, Tensor
+
+_LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One Megatron tensor; with `piece` (number of pieces, this one) and `moves` where a rank was named."""
+
+    tensor: Tensor
+    piece: tuple[int, int] | None = None
+    moves: tuple[Move, ...] = ()
+
+    @property
+    def layer(self) -> int | None:
+        """Global number of its decoder layer."""
+        found = _LAYER.search(self.tensor.name)
+        return int(found[0]) if found else None
+
+    def title(self, tp: int) -> str:
+        """Name, shape and sharding in one line."""
+        shape = list(piece_shape(self.tensor, self.piece[0] if self.piece else 1))
+        text = f"{self.tensor.name} {shape}"
+        if self.piece and self.piece[0] > 1:
+            return f"{text}, piece {self.piece[1]} of {self.piece[0]} of {list(self.tensor.shape)}, {shard_text(self.tensor)}"
+        return f"{text}, {shard_text(self.tensor)}" + (", second copy of a tied weight" if self.tensor.alias else "")
+
+    def lines(self) -> list[str]:
+        """The moves, or the relation where no rank was named."""
+        return [move_text(m) for m in self.moves] if self.piece else relation_lines(self.tensor)
+
+    @cached_property
+    def pattern(self) -> tuple:
+        """Equal for tensors that differ in their layer's number alone."""
+        own = "" if self.layer is None else str(self.layer)
+
+        def blank(text: str) -> str:
+            return _NUMBER.sub(lambda n: "{i}" if n[0] == own else n[0], text)
+
+        lines = self.lines()
+        return (blank(self.tensor.name), self.tensor.shape, shard_text(self.tensor), self.piece, tuple(map(blank, lines)))
+
+    def as_dict(self) -> dict:
+        """JSON-able."""
+        t = self.tensor
+        out = {"name": t.name, "shape": t.shape, "alias": t.alias, "shard": asdict(t.shard), "relation": relation_lines(t)}
+        out["sources"] = [{"name": s.name, "shape": s.shape} for s in t.sources]
+        if self.piece:
+            pieces, piece = self.piece
+            out |= {"pieces": pieces, "piece": piece, "piece_shape": piece_shape(t, pieces)}
+            out["moves"] = [{"source": m.source, "src": bounds(m.src), "dst": bounds(m.dst)} for m in self.moves]
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """A model under a plan, for one rank or for all."""
+
+    family: str
+    plan: ParallelPlan
+    rank: int | None
+    at: Coordinates | None
+    stages: list[dict]
+    entries: list[Entry]
+
+    @property
+    def tp(self) -> int:
+        """Tensor-parallel size."""
+        return self.plan.tp
+
+    @property
+    def coordinates(self) -> dict[str, int]:
+        """The rank's place in every kind of parallelism."""
+        return {name: getattr(self.at, name) for name in Coordinates.__dataclass_fields__}
+
+    def as_dict(self) -> dict:
+        """JSON-able."""
+        out = {"family": self.family, "plan": str(self.plan), "ranks": self.plan.world_size, "stages": self.stages}
+        if self.at is not None:
+            layers = [n for stage in self.stages for n in stage["layers"]]
+            out |= {"rank": self.rank, "coordinates": self.coordinates, "layers": layers}
+        return {**out, "tensors": [e.as_dict() for e in self.entries]}
+
+
+def explained(architecture: Architecture, plan: ParallelPlan, rank: int | None = None, wanted: str = "") -> Explained:
+    """The tensors of `rank` (all of them for None) whose name, or a source's, contains `wanted`.
+
+    Raises PlanError for an impossible plan or a rank outside it, ConfigError where `wanted` names nothing.
+    """
+    architecture.check(plan)
+    if rank is not None and rank >= plan.world_size:
+        raise PlanError(f"rank {rank} is outside plan {plan}, which has ranks 0 to {plan.world_size - 1}")
+    at = None if rank is None else plan.coordinates(rank)
+    stages = _stages(architecture, plan, at)
+    tensors = architecture.tensors(architecture.padded_vocab(plan.tp))
+    held = [t for t in tensors if _held(t, stages, plan)]
+    chosen = [t for t in held if wanted in t.name or any(wanted in s.name for s in t.sources)]
+    if not chosen:
+        others = " by this rank, but by others under this plan" * any(wanted in t.name for t in tensors)
+        names = listing({_LAYER.sub("N", t.name) for t in held}, 8)
+        raise ConfigError(f"no tensor with {wanted!r} in its name is held{others}; there are {names}")
+    return Explained(architecture.family.name, plan, rank, at, stages, [_entry(t, plan, at) for t in chosen])
+
+
+def _entry(tensor: Tensor, plan: ParallelPlan, at: Coordinates | None) -> Entry:
+    if at is None:
+        return Entry(tensor)
+    piece = tensor_ranks(tensor, plan, at)
+    return Entry(tensor, piece, moves(tensor, *piece))
+
+
+def _stages(architecture: Architecture, plan: ParallelPlan, at: Coordinates | None) -> list[dict]:
+    """The virtual stages of a rank, or all of them."""
+    placement = plan.placement(architecture.settings["num_layers"])
+    last = len(placement) - 1
+    return [
+        {"stage": s, "pp": s % plan.pp, "chunk": s // plan.pp, "layers": list(layers), "embedding": s == 0, "head": s == last}
+        for s, layers in enumerate(placement)
+        if at is None or s % plan.pp == at.pp
+    ]
+
+
+def _held(tensor: Tensor, stages: list[dict], plan: ParallelPlan) -> bool:
+    """Whether one of `stages` holds a tensor: its layer's, the first for the embedding, the last for what follows the layers.
+
+    A tied head has a copy of its own only where another stage holds the embedding.
+    """
+    layer = _LAYER.search(tensor.name)
+    if tensor.name.startswith("decoder.") and layer:
+        return any(int(layer[0]) in s["layers"] for s in stages)
+    if tensor.name.startswith("embedding."):
+        return any(s["embedding"] for s in stages)
+    return any(s["head"] for s in stages) and (plan.stages > 1 or not tensor.alias)
+
+
+# ------------------------------------------------------------------------------------------------------------------ words
+def shard_text(tensor: Tensor) -> str:
+    """How a tensor is cut, in words."""
+    shard = tensor.shard
+    if shard.kind == "replicated":
+        return "replicated"
+    sections = f" in sections of {'+'.join(map(str, shard.sections))}" if len(shard.sections) > 1 else ""
+    return f"{shard.kind} on axis {shard.axis}{sections}"
+
+
+def relation_lines(tensor: Tensor) -> list[str]:
+    """The sources and how their rows lie in the tensor, in words."""
+    sources = [f"{s.name} {list(s.shape)}" for s in tensor.sources]
+    starts = np.cumsum([0, *(s.shape[0] for s in tensor.sources)])
+    found = runs(tensor.rows, starts)
+    copied = [r for r in found if r[2] != FILL]
+    fill = sum(last - first for first, last, row in found if row == FILL)
+    padding = [f"{fill} rows of padding (zeros)"] if fill else []
+    if [r[2] for r in copied] == list(starts[: len(copied)]) and len(copied) == len(sources):
+        return [f"= {sources[0]}", *(f"+ {s}" for s in sources[1:]), *(f"+ {p}" for p in padding)]
+    lengths = sorted({last - first for first, last, _ in copied})
+    lead = f"{len(copied)} runs of {' or '.join(map(str, lengths[:4]))} rows, by turns from"
+    return [lead, *(f"  {s}" for s in sources), *(f"+ {p}" for p in padding)]
+
+
+def bounds(where: Iterable[slice]) -> list[list[int]]:
+    """Slices as [first, last + 1] pairs; an index array, as the pair that holds it."""
+    return [[int(s.start), int(s.stop)] for s in where]
+
+
+def move_text(move: Move) -> str:
+    """One move in one line."""
+    target = f"[{_slices(move.dst)}]"
+    return f"{move.source}[{_slices(move.src)}] -> {target}" if move.source else f"zeros -> {target}"
+
+
+def _slices(where: Iterable[slice]) -> str:
+    return ", ".join(f"{a}:{b}" for a, b in bounds(where))
+
+
+def collapsed(entries: Sequence[Entry]) -> list[tuple[Entry, list[int]]]:
+    """Entries that differ in the layer's number alone as one, with the layers."""
+    groups: dict[tuple, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.pattern, []).append(entry)
+    return [(same[0], [e.layer for e in same if e.layer is not None]) for same in groups.values()]
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """1-4, 7 for 1 2 3 4 7."""
+    parts: list[list[int]] = []
+    for n in layers:
+        if parts and n == parts[-1][1] + 1:
+            parts[-1][1] = n
+        else:
+            parts.append([n, n])
+    return ", ".join(f"{a}-{b}" if b > a else str(a) for a, b in parts)
