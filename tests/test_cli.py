@@ -421,6 +421,21 @@ def test_verify_is_a_judge(monkeypatch):
         verify._round_trip(proof, worlds)
 
 
+@pytest.mark.parametrize("wrong", [0.0, 2e-5, float("nan")])
+def test_verify_judges_logits(toy, wrong):
+    """Logits off by more than the bound, or not numbers, are a fail."""
+    import torch
+
+    proof = verify._prepared(toy, "tp2,cp2", (), 1.0)
+    ids = verify.tokens(proof)
+    assert len(ids[0]) % 8 == 0 and min(map(min, ids)) >= 3, "tensor and context parallelism cut the sequence; no special tokens"
+    reference = torch.randn(len(ids), len(ids[0]), 131)
+    changed = reference.clone()
+    changed[1, 2, 3] += wrong * reference.abs().max()
+    worlds = SimpleNamespace(ranks=lambda *_, **__: [None, changed], clean=SimpleNamespace(run=lambda *_, **__: reference))
+    assert verify._logits(proof, worlds)[0] == ("fail" if wrong else "pass")
+
+
 def test_statistics_are_torchs():
     """Mean, standard deviation and largest magnitude over several chunks are those of the whole."""
     import torch
