@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -41,11 +42,11 @@ class AutoBridge:
     """
 
     def __init__(self, config: Mapping[str, Any], folder: Path | None = None, *, allow_fields: tuple[str, ...] = ()):
-        self.hf_config = dict(config)
+        self.hf_config = copy.deepcopy(dict(config))
         self.folder = folder
         self.allow_fields = allow_fields
         self.family = find_family(config)
-        self.architecture: Architecture = self.family.architecture(config, allow_fields=allow_fields)
+        self.architecture: Architecture = self.family.architecture(self.hf_config, allow_fields=allow_fields)
         self._source: SafetensorsSource | None = None
 
     # -------------------------------------------------------------------------------------------------------- detection

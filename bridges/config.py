@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy as copy_of  # `copy` is a rule here
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +134,7 @@ class ConfigRules:
 
         Where the settings still say what the source said, its own spelling stays; only what changed is rewritten.
         """
-        out = dict(hf)
+        out = copy_of(dict(hf))
         seen: Settings = {}
         for rule in self._all():
             mine = {f: settings[f] for f in rule.fields}

@@ -27,9 +27,9 @@ def ensure(plan: ParallelPlan, *, seed: int = 1234) -> None:
             dist.init_process_group(backend)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if dist.get_world_size() % plan.world_size:
+        raise PlanError(f"plan {plan} needs {plan.world_size} ranks or a multiple; {dist.get_world_size()} are running")
     if not ps.model_parallel_is_initialized():
-        if dist.get_world_size() % plan.world_size:
-            raise PlanError(f"plan {plan} needs {plan.world_size} ranks or a multiple; {dist.get_world_size()} are running")
         ps.initialize_model_parallel(
             tensor_model_parallel_size=plan.tp,
             pipeline_model_parallel_size=plan.pp,

@@ -66,6 +66,8 @@ class Provider:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__:
             self.__dict__[name] = value
+        elif isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)  # plan; the others have no setter and say so
         else:
             self.settings[name] = value
             self.__dict__["config"] = None  # finalise again before building
@@ -134,15 +136,26 @@ class Provider:
         for name in self.settings:
             if name not in known | ours:
                 raise ConfigError(f"provider has no field {name!r}{nearest(name, known | ours)}; megatron-core's TransformerConfig does not either")
+        self._check_sizes()
         self.__dict__["config"] = TransformerConfig(**{**self._config_fields(known), **self._pipeline_fields()})
         return self
+
+    def _check_sizes(self) -> None:
+        v, tp = self.settings, self.tensor_model_parallel_size
+        if self.padded_vocab_size % tp:
+            raise PlanError(f"a vocabulary of {v['vocab_size']} does not divide by tp {tp}; set should_pad_vocab to True")
+        slides = v.get("window_attn_skip_freq")
+        if isinstance(slides, list) and len(slides) != v["num_layers"]:
+            raise ConfigError(f"provider.window_attn_skip_freq has {len(slides)} entries for {v['num_layers']} layers; give one a layer")
 
     def _config_fields(self, known: set[str]) -> dict[str, Any]:
         import torch
 
         v = self.settings
         fields = {name: copy.deepcopy(v[name]) for name in v if name in known}
-        dtype = getattr(torch, v["params_dtype"]) if isinstance(v["params_dtype"], str) else v["params_dtype"]
+        dtype = getattr(torch, v["params_dtype"], None) if isinstance(v["params_dtype"], str) else v["params_dtype"]
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ConfigError(f"provider.params_dtype is {v['params_dtype']!r}; give a torch dtype or its name, e.g. 'bfloat16'")
         fields |= {"params_dtype": dtype, "bf16": dtype is torch.bfloat16, "fp16": dtype is torch.float16}
         if isinstance(v["activation_func"], str):
             fields["activation_func"] = _activation(v["activation_func"])
@@ -236,7 +249,9 @@ def _activations() -> dict[str, Any]:
 
 
 def _activation(name: str):
-    return _activations()[name]
+    if name not in (known := _activations()):
+        raise ConfigError(f"provider.activation_func is {name!r}; give a function or one of {', '.join(known)}")
+    return known[name]
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -431,3 +431,8 @@ def test_source_reads_slices_and_counts():
     folder = Path(__file__).parent / "no such folder"
     with pytest.raises(CheckpointError, match="not a folder"):
         SafetensorsSource(folder)
+
+
+def test_a_toys_config_is_written_as_given(toys):
+    """write_toy writes the config that it was given, though transformers writes into a rope dict it parses."""
+    assert json.loads((toys(SMALL) / "config.json").read_text()) == SMALL and "rope_theta" not in SMALL["rope_scaling"]

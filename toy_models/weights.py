@@ -6,6 +6,7 @@ mistake a size.
 
 from __future__ import annotations
 
+import copy
 import json
 import zlib
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ def write_toy(config: Mapping[str, Any], folder: str | Path, *, seed: int = 0, m
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = Path(folder)
-    parsed = AutoConfig.for_model(**dict(config))
+    parsed = AutoConfig.for_model(**copy.deepcopy(dict(config)))  # transformers writes rope_theta into the rope dict that it is given
     model = AutoModelForCausalLM.from_config(parsed).to(parsed.dtype or torch.float32)
     tied = set(model.all_tied_weights_keys)
     state = {name: loud(name, tuple(t.shape), seed=seed, dtype=t.dtype) for name, t in model.state_dict().items() if name not in tied}

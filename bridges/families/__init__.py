@@ -68,7 +68,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
 
 def _same_family(family: Family, named: tuple[str, ...], model_type: Any) -> None:
     """transformers builds what model_type says, whatever architectures says: refuse a pair of two families."""
-    for other in families().values():
+    for other in families().values() if family.model_types else ():
         if other is not family and model_type in other.model_types and model_type not in family.model_types:
             raise ConfigError(
                 f"config fields 'architectures' = {list(named)} ({family.name}) and 'model_type' = {model_type!r} ({other.name}) contradict;"
