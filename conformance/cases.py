@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import cache
 
 from shardproof import fixtures
-from shardproof.toy_models import GEOMETRIES, toy_config
+from shardproof.toy_models import toy_config
 
 from . import plans
 from .api import Adapter
 from .checks import CHECKS
 
-# Geometries beside the default, on one published config a family: they copy production's coincidences.
-ADVERSARIAL = ("square", "even", "mha", "mqa", "tied", "untied")
+# Geometries beside the default, each on the first published config of a family that it changes.
+ADVERSARIAL = ("square", "even", "mha", "mqa", "tied", "untied", "windows", "rescaled")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def enumerate_cases(adapter: Adapter, profile: str = "default") -> Iterator[Case
         for number, variant in enumerate(toys):
             yield from _toy_cases(adapter, family, Toy(variant), profile, first=number == 0)
         for geometry in ADVERSARIAL:
-            if geometry in GEOMETRIES and (toy := Toy(toys[0], geometry)).config != Toy(toys[0]).config:
+            toy = next((toy for v in toys if (toy := Toy(v, geometry)).config != Toy(v).config), None)
+            if toy is not None:
                 yield from _toy_cases(adapter, family, toy, profile, first=False)
 
 

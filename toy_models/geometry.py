@@ -22,10 +22,10 @@ def toy_config(published: Mapping[str, Any], geometry: str = "default") -> dict[
     """A toy's config.json from a published one. Raises KeyError for an unknown geometry, ValueError for a config without heads.
 
     Geometries: default; ``square`` (projections H x H, head_dim derived); ``even`` (4 layers: pipelines divide evenly); ``mha`` (every head
-    its own group); ``mqa`` (one group); ``tied`` / ``untied`` (the other way of tying than published).
+    its own group); ``mqa`` (one group); ``tied`` / ``untied`` (the other way of tying than published); ``windows`` (the upper layers slide,
+    where the config has the switch); ``rescaled`` (llama3 rope of another original context and other factors than megatron-core knows).
     """
-    config = _default(published)
-    return GEOMETRIES[geometry](config)
+    return GEOMETRIES[geometry](_default(published), published)
 
 
 def _default(published: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,31 +73,41 @@ def _hidden(config: Mapping[str, int]) -> int:
     return step * heads
 
 
-def _square(config: dict) -> dict:
-    config["head_dim"] = None
-    config["hidden_size"] = config["num_attention_heads"] * HEAD_DIM
-    config["intermediate_size"] = config["hidden_size"]
-    if "head_dim" in config:
-        del config["head_dim"]
-    return config
+def _square(config: dict, published: Mapping) -> dict:
+    width = config["num_attention_heads"] * HEAD_DIM
+    derived = {"head_dim"} - set(published)  # left to be derived where the published file leaves it so
+    return {key: value for key, value in config.items() if key not in derived} | {"hidden_size": width, "intermediate_size": width}
 
 
-def _with(**fields: Any) -> Callable[[dict], dict]:
-    return lambda config: config | fields
+def _with(**fields: Any) -> Callable[[dict, Mapping], dict]:
+    return lambda config, published: config | fields
 
 
-def _mha(config: dict) -> dict:
+def _mha(config: dict, published: Mapping) -> dict:
     return config | {"num_key_value_heads": config["num_attention_heads"]}
 
 
-GEOMETRIES: dict[str, Callable[[dict], dict]] = {
-    "default": lambda config: config,
+def _windows(config: dict, published: Mapping) -> dict:
+    return config | {"use_sliding_window": True, "sliding_window": WINDOW} if "use_sliding_window" in config else config
+
+
+def _rescaled(config: dict, published: Mapping) -> dict:
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") != "llama3":
+        return config
+    return config | {"rope_scaling": scaling | {"original_max_position_embeddings": 64, "low_freq_factor": 1.5, "high_freq_factor": 3.0}}
+
+
+GEOMETRIES: dict[str, Callable[[dict, Mapping], dict]] = {
+    "default": _with(),
     "square": _square,
     "even": _with(num_hidden_layers=4),
     "mha": _mha,
     "mqa": _with(num_key_value_heads=1),
     "tied": _with(tie_word_embeddings=True),
     "untied": _with(tie_word_embeddings=False),
+    "windows": _windows,
+    "rescaled": _rescaled,
 }
 # Coincidences a geometry wants; the lint refuses any other.
 COINCIDENCES = {
