@@ -1,6 +1,6 @@
 """forward.*: logits equal transformers' in fp32 with loud weights."""
 
-from .base import Check, close, every_plan, once_a_variant
+from .base import Check, close, every_plan
 
 
 def logits(lab, case):
@@ -15,7 +15,13 @@ def long(lab, case):
     lab.note(close("logits at positions past 1000", lab.rank_task("long_logits", case.plan, **shared)[0], want))
 
 
+def _where_rope_scales(toy, possible, first):
+    """One rank; the family's first variant and those whose rope is scaled."""
+    scaled = toy.config.get("rope_scaling") or (toy.config.get("rope_parameters") or {}).get("rope_type", "default") != "default"
+    return possible[:1] if scaled or (first and toy.geometry == "default") else []
+
+
 CHECKS = [
     Check("forward.logits", logits, every_plan, direction="import"),
-    Check("forward.long", long, once_a_variant, direction="import"),
+    Check("forward.long", long, _where_rope_scales, direction="import"),
 ]
