@@ -5,8 +5,11 @@ Nothing at the top imports torch, megatron or the bridges: the clean world impor
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +152,6 @@ def forward(chunks: list, vocab: int, length: int):
 
 def _context(fault):
     """A planted fault: None, or (name of a context manager of this module, its arguments)."""
-    import contextlib
-
     if not fault:
         return contextlib.nullcontext()
     name, *args = [fault] if isinstance(fault, str) else fault
@@ -357,3 +358,267 @@ def exported(folder: str, plan: str = "") -> dict:
 
     bridge = AutoBridge.from_hf_pretrained(folder)
     return dict(bridge.export_hf_weights(bridge.to_megatron_model(plan=plan)))
+
+
+# ------------------------------------------------------------------------------------------------------- wrong bridges
+def __getattr__(name: str):
+    """``RIGHT`` and ``FAULT_<name>``: adapters, made when asked for, since the clean world has no bridges."""
+    if name == "RIGHT" or name.startswith("FAULT_"):
+        return _adapter(name.removeprefix("FAULT_"))
+    raise AttributeError(name)
+
+
+def _adapter(fault: str):
+    from shardproof.bridges.adapter import ReferenceAdapter
+
+    class Faulty(ReferenceAdapter):
+        """The reference adapter with one fault in force while it works."""
+
+        name = f"reference with fault {fault}"
+
+        def __init__(self):
+            self.fault = FAULTS.get(fault, {})
+
+        def _in_force(self):
+            return self.fault.get("while", contextlib.nullcontext)()
+
+        def build(self, folder, plan, *, with_ddp):
+            with self._in_force(), self.fault.get("while building", contextlib.nullcontext)():
+                chunks = super().build(folder, plan, with_ddp=with_ddp)
+            self.fault.get("built", bool)(chunks)
+            return chunks
+
+        def export_weights(self, model, folder):
+            with self._in_force():
+                for name, tensor in super().export_weights(model, folder):
+                    yield from self.fault.get("weight", _as_it_is)(name, tensor, folder)
+
+        def export_gradients(self, model, folder):
+            with self._in_force(), self.fault.get("while gradients", contextlib.nullcontext)():
+                yield from super().export_gradients(model, folder)
+
+        def save_hf(self, model, folder, out):
+            with self._in_force():
+                super().save_hf(model, folder, out)
+            if _rank() == 0:
+                self.fault.get("saved", bool)(Path(out))
+
+        def load_megatron(self, folder, saved, plan):
+            with self._in_force():
+                chunks = super().load_megatron(folder, saved, plan)
+            self.fault.get("loaded", bool)(chunks)
+            return chunks
+
+        def rewrite_config(self, config):
+            return self.fault.get("config", dict)(super().rewrite_config(config))
+
+        def flops(self, config, seq_len, batch):
+            return super().flops(config, seq_len, batch) + self.fault.get("flops", lambda *a: 0)(config, seq_len, batch)
+
+        def snapshot(self, config):
+            with self._in_force():
+                return super().snapshot(config)
+
+    return Faulty()
+
+
+def _as_it_is(name, tensor, folder):
+    yield name, tensor
+
+
+def _rank() -> int:
+    import torch
+
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def relation(change):
+    """A fault in the global relations: ``change(tensor, settings)`` gives another Tensor (or None: as it is)."""
+
+    @contextmanager
+    def force():
+        from shardproof.bridges.architecture import Architecture
+
+        tensors = Architecture.tensors
+
+        def wrong(self, *args, **kwargs):
+            return [change(t, self.settings) or t for t in tensors(self, *args, **kwargs)]
+
+        with patched(Architecture, "tensors", wrong):
+            yield
+
+    return force
+
+
+def _part(name: str, *ends: str) -> bool:
+    return name.endswith(tuple(f"{end}.weight" for end in ends) + tuple(f"{end}.bias" for end in ends))
+
+
+def sources_swapped(end: str, a: int, b: int):
+    """Two sources of the tensors that end so change places."""
+
+    def change(t, v):
+        if not _part(t.name, end):
+            return None
+        sources = list(t.sources)
+        sources[a], sources[b] = sources[b], sources[a]
+        return replace(t, sources=tuple(sources))
+
+    return relation(change)
+
+
+def rows_by(function):
+    """QKV rows in another order: ``function`` takes and gives [group, heads a group + 2, dim]."""
+
+    def change(t, v):
+        if not _part(t.name, "linear_qkv"):
+            return None
+        groups, dim = v["num_query_groups"], v["kv_channels"]
+        return replace(t, rows=function(t.rows.reshape(groups, -1, dim)).reshape(-1).copy())
+
+    return relation(change)
+
+
+def _heads_rotated(rows_GHD):
+    import numpy as np
+
+    return np.concatenate([np.roll(rows_GHD[:, :-2], 1, axis=1), rows_GHD[:, -2:]], axis=1)
+
+
+def renamed(pairs: dict[str, str]):
+    """Sources under other names: each key in a source's name becomes its value."""
+
+    def change(t, v):
+        names = []
+        for s in t.sources:
+            key = next((k for k in pairs if k in s.name), None)
+            names.append(s if key is None else replace(s, name=s.name.replace(key, pairs[key])))
+        return replace(t, sources=tuple(names)) if tuple(names) != t.sources else None
+
+    return relation(change)
+
+
+def _padding_first(t, v):
+    import numpy as np
+
+    fill = int((t.rows < 0).sum())
+    return replace(t, rows=np.roll(t.rows, fill)) if fill else None
+
+
+def _no_sections(t, v):
+    from shardproof.bridges.relations import COLUMN
+
+    return replace(t, shard=COLUMN) if t.shard.sections else None
+
+
+@contextmanager
+def _layer_before():
+    """Ranks after the first fill layer n from the checkpoint's layer n - 1."""
+    from megatron.core import parallel_state as ps
+
+    def change(t, v):
+        found = re.match(r"decoder\.layers\.(\d+)\.", t.name)
+        if not found or found[1] == "0" or ps.get_pipeline_model_parallel_rank() == 0:
+            return None
+        was, now = f"layers.{found[1]}.", f"layers.{int(found[1]) - 1}."
+        return replace(t, sources=tuple(replace(s, name=s.name.replace(was, now)) for s in t.sources))
+
+    from shardproof.bridges import importer
+
+    with patched(importer, "check_source", lambda *found: None), relation(change)():  # the bridge itself would see it
+        yield
+
+
+def each(end: str, change):
+    """A fault in the built model: ``change(parameter)`` on every parameter that ends so."""
+
+    def built(chunks):
+        import torch
+
+        with torch.no_grad():
+            for chunk in chunks:
+                for name, param in chunk.named_parameters():
+                    if name.endswith(end):
+                        change(param)
+
+    return built
+
+
+def _transposed(param):
+    param.data.copy_(param.data.T.clone())
+
+
+def _transposed_back(name, tensor, folder):
+    yield name, tensor.T.contiguous() if name.endswith("down_proj.weight") else tensor
+
+
+def _stale(param):
+    param.data.copy_(param.data.roll(1, 0))
+
+
+def _other_replica(param):
+    from megatron.core import parallel_state as ps
+
+    if ps.get_tensor_model_parallel_rank():
+        param.data.mul_(1.01)
+
+
+def _from_the_source(name, tensor, folder):
+    from shardproof.bridges.io.source import SafetensorsSource
+
+    source = SafetensorsSource(folder)
+    yield name, source.read(name, (slice(None),) * len(source.shape(name)))
+
+
+def _without_norm(name, tensor, folder):
+    if name != "model.norm.weight":
+        yield name, tensor
+
+
+def _widened(name, tensor, folder):
+    yield name, tensor.float()
+
+
+def _without_tokenizer(out: Path):
+    (out / "tokenizer.json").unlink()
+
+
+def _total_off(out: Path):
+    path = out / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["metadata"]["total_size"] += 1
+    path.write_text(json.dumps(index))
+
+
+def _fixed(name: str, value):
+    return lambda: setting(name, value)
+
+
+FAULTS = {
+    "gate_up_swapped": {"while": sources_swapped("linear_fc1", 0, 1)},
+    "k_v_swapped": {"while": sources_swapped("linear_qkv", 1, 2)},
+    "heads_permuted": {"while": rows_by(_heads_rotated)},
+    "groups_reversed": {"while": rows_by(lambda rows: rows[::-1])},
+    "q_k_norms_swapped": {"while": renamed({"q_norm": "k_norm", "k_norm": "q_norm"})},
+    "norms_swapped": {"while": renamed({"input_layernorm": "post_attention_layernorm", "post_attention_layernorm": "input_layernorm"})},
+    "qkv_bias_dropped": {"built": each("linear_qkv.bias", lambda p: p.data.zero_())},
+    "tied_head_stale": {"built": each("output_layer.weight", _stale)},
+    "window_off_by_one": {"while": _fixed("window_size", "=one_wider")},
+    "rope_theta_default": {"while": _fixed("rotary_base", 10000.0)},
+    "rope_scaling_dropped": {"while": _fixed("rope_scaling", False)},
+    "eps_default": {"while": _fixed("layernorm_epsilon", 1e-6)},
+    "padding_first": {"while": relation(_padding_first)},
+    "fc2_transposed": {"built": each("linear_fc2.weight", _transposed), "weight": _transposed_back},
+    "layer_offset": {"while building": _layer_before},
+    "sections_ignored": {"while": relation(_no_sections)},
+    "export_of_the_source": {"weight": _from_the_source},
+    "replicas_differ": {"built": each("layer_norm_weight", _other_replica)},
+    "gradients_k_v_swapped": {"while gradients": sources_swapped("linear_qkv", 1, 2)},
+    "tensor_dropped": {"weight": _without_norm},
+    "export_widened": {"weight": _widened},
+    "tokenizer_lost": {"saved": _without_tokenizer},
+    "index_total_off": {"saved": _total_off},
+    "config_field_lost": {"config": lambda config: {k: v for k, v in config.items() if k != "rope_theta"}},
+    "reload_incomplete": {"loaded": each("linear_fc2.weight", lambda p: p.data.zero_())},
+    "flops_without_head": {"flops": lambda c, seq_len, batch: -2 * c["hidden_size"] * c["vocab_size"] * seq_len * batch},
+}
