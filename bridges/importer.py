@@ -55,7 +55,8 @@ def load(
     mine = held(model, architecture)
     tied = architecture.tied_head()
     listed = tied if tied and tied[0] in source else None
-    first = sorted(mine, key=lambda item: not listed or item.tensor.sources[0].name != listed[1])  # a wrong head is seen before any write
+    # a listed head is compared first, so that a wrong one is seen before any write
+    first = sorted(mine, key=lambda item: not listed or item.tensor.sources[0].name != listed[1])
     with torch.no_grad():
         for item in first:
             for move in item.moves:

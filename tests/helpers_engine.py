@@ -54,8 +54,9 @@ def hf_toy(config: dict, folder: str, shard: str = "40KB") -> None:
 
 
 def hf_variants(jobs: list[dict]) -> list[dict]:
-    """*clean*: for each job (config, folder, length) let transformers read config.json, fill its model with loud weights (a function of
-    name and shape, so equal shapes have equal weights), save them, and give logits and the parsed config; or the error."""
+    """*clean*: for each job (config, folder, length) let transformers read config.json, fill its model with loud weights (a
+    function of name and shape, so equal shapes have equal weights), save them, and give logits and the parsed config; or the
+    error."""
     return [_caught(_hf_variant, **job) for job in jobs]
 
 
@@ -96,7 +97,9 @@ def hf_logits(folder: str, length: int):
     import torch
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype="auto", output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype="auto", output_loading_info=True
+    )
     with torch.no_grad():
         logits = model.float().eval()(tokens(model.config.vocab_size, length)).logits
     return {"logits": logits, "complaints": {k: sorted(map(str, v)) for k, v in info.items() if v}}
@@ -175,7 +178,9 @@ def blind_to(*keys: str):
     from shardproof.bridges.config import ConfigRules
 
     read = ConfigRules.read
-    with patched(ConfigRules, "read", lambda self, hf, allow=(): read(self, {k: v for k, v in hf.items() if k not in keys}, allow)):
+    with patched(
+        ConfigRules, "read", lambda self, hf, allow=(): read(self, {k: v for k, v in hf.items() if k not in keys}, allow)
+    ):
         yield
 
 
@@ -282,11 +287,13 @@ def failed_load(folder: str, bad: str) -> dict:
     return {"caught": caught if isinstance(caught, dict) else None, "changed": changed}
 
 
-def saved(folder: str, out: str, kind: str, plan: str = "", limit: int | None = None, kill: list | None = None, **options) -> dict | None:
+def saved(
+    folder: str, out: str, kind: str, plan: str = "", limit: int | None = None, kill: list | None = None, **options
+) -> dict | None:
     """*rank*: import `folder` and save it as ``hf`` or ``megatron``; None, or the error.
 
-    limit: no file may grow past so many bytes. kill: [name of a function "module:attribute", number of its call that ends this process].
-    """
+    limit: no file may grow past so many bytes. kill: [name of a function "module:attribute", number of its call that ends this
+    process]. """
     import resource
 
     from shardproof.bridges.auto import AutoBridge
@@ -600,7 +607,9 @@ FAULTS = {
     "heads_permuted": {"while": rows_by(_heads_rotated)},
     "groups_reversed": {"while": rows_by(lambda rows: rows[::-1])},
     "q_k_norms_swapped": {"while": renamed({"q_norm": "k_norm", "k_norm": "q_norm"})},
-    "norms_swapped": {"while": renamed({"input_layernorm": "post_attention_layernorm", "post_attention_layernorm": "input_layernorm"})},
+    "norms_swapped": {
+        "while": renamed({"input_layernorm": "post_attention_layernorm", "post_attention_layernorm": "input_layernorm"})
+    },
     "qkv_bias_dropped": {"built": each("linear_qkv.bias", lambda p: p.data.zero_())},
     "tied_head_stale": {"built": each("output_layer.weight", _stale)},
     "window_off_by_one": {"while": _fixed("window_size", "=one_wider")},

@@ -23,7 +23,7 @@ def auto():
 
 
 def problem(task, *args, **kwargs):
-    """"Kind: message" of the bridge's error that a call raises, or None."""
+    """ "Kind: message" of the bridge's error that a call raises, or None."""
     from shardproof.bridges import BridgeError
 
     try:
@@ -52,7 +52,10 @@ def test_every_form_of_a_config_is_one(toys, clean, family):
 
     parsed = AutoConfig.from_pretrained(folder)
     forms = [config, str(folder), folder, folder / "config.json", parsed]
-    bridges = [auto().from_hf_config(form) for form in forms] + [auto().from_hf_pretrained(folder), auto().from_hf_pretrained(str(folder))]
+    bridges = [auto().from_hf_config(form) for form in forms] + [
+        auto().from_hf_pretrained(folder),
+        auto().from_hf_pretrained(str(folder)),
+    ]
     for bridge in bridges:
         assert dict(bridge.architecture.settings) == dict(wanted), bridge
         assert bridge.family.name == family
@@ -61,18 +64,24 @@ def test_every_form_of_a_config_is_one(toys, clean, family):
 
 
 def test_what_is_supported_is_said(toys, tmp_path):
-    """supports looks at the architecture, can_handle at every field of a folder; list_supported_models has each architecture once."""
+    """supports looks at the architecture, can_handle at every field of a folder; list_supported_models has each architecture
+    once."""
     bridge = auto()
     assert bridge.supports(SMALL) and not bridge.supports({"architectures": ["BertModel"]}) and not bridge.supports({})
     assert bridge.can_handle(toys(SMALL)) and not bridge.can_handle(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(SMALL | {"banana": 1}))
-    assert not bridge.can_handle(tmp_path) and bridge.can_handle(tmp_path, allow_fields=("banana",)) and bridge.supports(SMALL | {"banana": 1})
+    assert (
+        not bridge.can_handle(tmp_path)
+        and bridge.can_handle(tmp_path, allow_fields=("banana",))
+        and bridge.supports(SMALL | {"banana": 1})
+    )
     listed = bridge.list_supported_models()
     assert len(listed) == len(set(listed)) and {"LlamaForCausalLM", "Qwen3ForCausalLM", "NemotronForCausalLM"} <= set(listed)
 
 
 def test_dispatch_is_by_architecture_then_by_type():
-    """architectures decides; without it model_type does; an unknown one is answered with the nearest, and a pair of two families refused."""
+    """architectures decides; without it model_type does; an unknown one is answered with the nearest, and a pair of two
+    families refused."""
     bridge = auto()
     assert bridge({**SMALL, "architectures": None}).family.name == "llama"
     assert problem(bridge, SMALL | {"architectures": ["Qwen3ForCausalML"], "model_type": "qwen3"}).endswith("adds one")
@@ -123,12 +132,16 @@ def do_out_of_tree(folder):
 
 
 def test_out_of_tree_families(toys, solo):
-    """register_bridge takes a family by call or decorator and keeps it; a name or architecture that is taken is refused, and named."""
+    """register_bridge takes a family by call or decorator and keeps it; a name or architecture that is taken is refused, and
+    named."""
     from safetensors.torch import load_file
 
     out = solo(f"{HERE}:do_out_of_tree", folder=str(toys(SMALL)))
     assert "UnknownArchitectureError" in out["before"] and out["again"] is None and out["family"] == "mine"
-    assert "collides with registered family 'mine'" in out["name"] and "collides with registered family 'mine'" in out["architecture"]
+    assert (
+        "collides with registered family 'mine'" in out["name"]
+        and "collides with registered family 'mine'" in out["architecture"]
+    )
     assert "collides with registered family 'llama'" in out["built-in"]
     assert {"MyForCausalLM", "OtherForCausalLM"} <= set(out["listed"])
     want = {n: t for p in toys(SMALL).glob("*.safetensors") for n, t in load_file(p).items()}
@@ -145,15 +158,32 @@ def do_provider_problems():
     import torch
 
     changes = {
-        "unknown": {"num_layer": 4}, "unknown near plan": {"tensor_parallel_size": 2}, "fixed": {"qk_layernorm": True},
-        "gate": {"gated_linear_unit": False}, "groups": {"num_query_groups": 3}, "heads": {"tensor_model_parallel_size": 16},
-        "layers": {"pipeline_model_parallel_size": 2}, "sp": {"sequence_parallel": True}, "split": {"pipeline_split": (1, 1)},
-        "vpp": {"virtual_pipeline_model_parallel_size": 2}, "dtype": {"params_dtype": "float8"}, "act": {"activation_func": "banana"},
+        "unknown": {"num_layer": 4},
+        "unknown near plan": {"tensor_parallel_size": 2},
+        "fixed": {"qk_layernorm": True},
+        "gate": {"gated_linear_unit": False},
+        "groups": {"num_query_groups": 3},
+        "heads": {"tensor_model_parallel_size": 16},
+        "layers": {"pipeline_model_parallel_size": 2},
+        "sp": {"sequence_parallel": True},
+        "split": {"pipeline_split": (1, 1)},
+        "vpp": {"virtual_pipeline_model_parallel_size": 2},
+        "dtype": {"params_dtype": "float8"},
+        "act": {"activation_func": "banana"},
         "vocab": {"should_pad_vocab": False, "tensor_model_parallel_size": 2},
         "batched": {"pipeline_model_parallel_size": 3, "virtual_pipeline_model_parallel_size": 1, "batch_p2p_comm": True},
-        "vpp batched": {"num_layers": 4, "pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2, "batch_p2p_comm": True},
-        "vpp not overlapped": {"num_layers": 4, "pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2,
-                               "overlap_p2p_comm": False},
+        "vpp batched": {
+            "num_layers": 4,
+            "pipeline_model_parallel_size": 2,
+            "virtual_pipeline_model_parallel_size": 2,
+            "batch_p2p_comm": True,
+        },
+        "vpp not overlapped": {
+            "num_layers": 4,
+            "pipeline_model_parallel_size": 2,
+            "virtual_pipeline_model_parallel_size": 2,
+            "overlap_p2p_comm": False,
+        },
     }
     out = {}
     for name, change in changes.items():
@@ -168,14 +198,23 @@ def do_provider_problems():
 
 
 PROBLEMS = {
-    "unknown": "ConfigError: provider has no field 'num_layer' .nearest: num_layers", "unknown near plan": "nearest: .*tensor_model_parallel_size",
-    "fixed": "ConfigError: provider.qk_layernorm = True: the llama architecture fixes it to False", "gate": "provider.gated_linear_unit = False",
-    "groups": "8 attention heads do not divide over 3", "heads": "PlanError: .*8 attention heads do not divide by tp 16",
-    "layers": "PlanError: .*3 layers do not divide over 2 .*split2-1", "sp": "PlanError: plan sp without", "split": "PlanError: .*lists 2 stages",
-    "vpp": "PlanError: plan vpp2 without", "dtype": "ConfigError: .*'float8'", "act": "ConfigError: .*'banana'",
+    "unknown": "ConfigError: provider has no field 'num_layer' .nearest: num_layers",
+    "unknown near plan": "nearest: .*tensor_model_parallel_size",
+    "fixed": "ConfigError: provider.qk_layernorm = True: the llama architecture fixes it to False",
+    "gate": "provider.gated_linear_unit = False",
+    "groups": "8 attention heads do not divide over 3",
+    "heads": "PlanError: .*8 attention heads do not divide by tp 16",
+    "layers": "PlanError: .*3 layers do not divide over 2 .*split2-1",
+    "sp": "PlanError: plan sp without",
+    "split": "PlanError: .*lists 2 stages",
+    "vpp": "PlanError: plan vpp2 without",
+    "dtype": "ConfigError: .*'float8'",
+    "act": "ConfigError: .*'banana'",
     "vocab": "PlanError: .*vocabulary of 131 .*tp 2.*should_pad_vocab",
-    "batched": None, "vpp batched": "PlanError: virtual pipeline stages need overlap_p2p_comm=True and batch_p2p_comm=False",
-    "vpp not overlapped": "PlanError: virtual pipeline stages need", "torch dtype": "torch.bfloat16",
+    "batched": None,
+    "vpp batched": "PlanError: virtual pipeline stages need overlap_p2p_comm=True and batch_p2p_comm=False",
+    "vpp not overlapped": "PlanError: virtual pipeline stages need",
+    "torch dtype": "torch.bfloat16",
 }
 
 
@@ -186,11 +225,15 @@ def test_impossible_settings_are_named(solo):
     found = solo(f"{HERE}:do_provider_problems")
     assert found.keys() == PROBLEMS.keys()
     for name, words in PROBLEMS.items():
-        assert (found[name] is None) if words is None else re.search(words, found[name] or "nothing was raised"), (name, found[name])
+        assert (found[name] is None) if words is None else re.search(words, found[name] or "nothing was raised"), (
+            name,
+            found[name],
+        )
 
 
 def test_provider_reads_and_writes_its_settings():
-    """Attributes are settings; an unknown one is an AttributeError with the nearest; plan is a property; settings are the provider's own."""
+    """Attributes are settings; an unknown one is an AttributeError with the nearest; plan is a property; settings are the
+    provider's own."""
     from shardproof.bridges import ParallelPlan
 
     bridge = auto()(toy("qwen2", use_sliding_window=True, max_window_layers=2))
@@ -232,7 +275,9 @@ def do_surface(folder, plan):
     names = {n for n, _ in fresh.named_parameters()}
     out["progress"] = set(seen) == names
     tasks = bridge.get_conversion_tasks(fresh)
-    out["tasks"] = {t.param_name for t in tasks} == names and all(t.param_weight is dict(fresh.named_parameters())[t.param_name] for t in tasks)
+    out["tasks"] = {t.param_name for t in tasks} == names and all(
+        t.param_weight is dict(fresh.named_parameters())[t.param_name] for t in tasks
+    )
     out["task sources"] = sorted(s for t in tasks for s in t.sources) == sorted(bridge.architecture.hf_shapes())
     out["moves"] = all(m.source in t.sources or m.source is None for t in tasks for m in t.moves)
     one, two = dict(bridge.export_hf_weights(fresh)), dict(bridge.export_hf_weights([fresh], cpu=True, show_progress=False))
@@ -289,12 +334,18 @@ def do_changed(folder, out):
 
 
 def test_a_changed_provider_exports_the_model_it_is(toys, solo, clean, tmp_path):
-    """Layers, vocabulary, base, dtype and eps changed on the provider reach weights and config.json: transformers loads the folder
-    without complaint, and the re-import computes the same."""
+    """Layers, vocabulary, base, dtype and eps changed on the provider reach weights and config.json: transformers loads the
+    folder without complaint, and the re-import computes the same."""
     before, again = solo(f"{HERE}:do_changed", folder=str(toys(SMALL)), out=str(tmp_path / "out"))
     assert before.equal(again)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config == SMALL | {"num_hidden_layers": 2, "vocab_size": 140, "rope_theta": 777.5, "torch_dtype": "bfloat16", "rms_norm_eps": 0.5}
+    assert config == SMALL | {
+        "num_hidden_layers": 2,
+        "vocab_size": 140,
+        "rope_theta": 777.5,
+        "torch_dtype": "bfloat16",
+        "rms_norm_eps": 0.5,
+    }
     loaded = clean.run("helpers_engine:hf_logits", {"folder": str(tmp_path / "out"), "length": 24})
     assert not loaded["complaints"] and ((loaded["logits"] - before).abs().max() / before.abs().max()) < 0.05  # bf16 on one side
 
@@ -310,7 +361,8 @@ def do_cast(folder, dtype):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounding_is_torchs(toys, solo, dtype):
-    """fp32 weights in a 16-bit model are what Tensor.to gives, ties to even; the exported dtype is the model's, in config.json too."""
+    """fp32 weights in a 16-bit model are what Tensor.to gives, ties to even; the exported dtype is the model's, in config.json
+    too."""
     import torch
     from safetensors.torch import load_file
 
@@ -319,16 +371,27 @@ def test_rounding_is_torchs(toys, solo, dtype):
     for path in toys(SMALL).glob("*.safetensors"):
         for name, tensor in load_file(path).items():
             want = tensor.to(getattr(torch, dtype))
-            assert out["export"][name].dtype == want.dtype and out["export"][name].view(torch.int16).equal(want.view(torch.int16)), name
+            assert out["export"][name].dtype == want.dtype and out["export"][name].view(torch.int16).equal(
+                want.view(torch.int16)
+            ), name
 
 
 # ------------------------------------------------------------------------------------------------------------------- bits
 def special(dtype):
-    """Bit patterns that arithmetic would not keep: NaN payloads of both signs, -0.0, subnormals, infinities, the largest and smallest."""
+    """Bit patterns that arithmetic would not keep: NaN payloads of both signs, -0.0, subnormals, infinities, the largest and
+    smallest."""
     import torch
 
     nan = 0x7FC0 if dtype == torch.bfloat16 else 0x7E00
-    bits = [nan, nan | 1, 0x7F81 if dtype == torch.bfloat16 else 0x7C01, -0x8000, 1, -0x7FFF, 0x7F80 if dtype == torch.bfloat16 else 0x7C00]
+    bits = [
+        nan,
+        nan | 1,
+        0x7F81 if dtype == torch.bfloat16 else 0x7C01,
+        -0x8000,
+        1,
+        -0x7FFF,
+        0x7F80 if dtype == torch.bfloat16 else 0x7C00,
+    ]
     bits += [bits[-1] - 0x8000, bits[-1] - 1, 0x0080 if dtype == torch.bfloat16 else 0x0400, 0x007F, nan - 0x8000]
     return torch.tensor(bits, dtype=torch.int16).view(dtype)
 
@@ -343,8 +406,8 @@ def do_round(folder, plan, out):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_every_bit_survives(toy_copy, solo, ranks, tmp_path, dtype):
-    """NaN payloads, -0.0, subnormals and infinities of a 16-bit checkpoint come back bit for bit: through several ranks, and through
-    torch_dist under another plan."""
+    """NaN payloads, -0.0, subnormals and infinities of a 16-bit checkpoint come back bit for bit: through several ranks, and
+    through torch_dist under another plan."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -396,8 +459,8 @@ def do_pure(folders, plan=""):
 
 
 def test_nothing_leaks_and_twice_is_the_same(toys, solo, clean):
-    """Three families in one process, in turns and twice: the same logits and weights each time and as alone; inputs, settings, family
-    records, source files and torch's defaults are untouched."""
+    """Three families in one process, in turns and twice: the same logits and weights each time and as alone; inputs, settings,
+    family records, source files and torch's defaults are untouched."""
     from helpers_engine import tokens  # noqa: F401 - the tasks use the same ids
 
     folders = [str(toys(toy(f))) for f in ("llama", "qwen3", "nemotron")]
@@ -427,7 +490,8 @@ def do_import_export(folder, mg, out, plan):
 
 @pytest.mark.parametrize("plan", ["tp1", "tp2,pp2,split1-2"])
 def test_import_and_export_without_the_source(toy_copy, ranks, tmp_path, plan):
-    """import_ckpt then export_ckpt gives the folder back, weights bit for bit and small files byte for byte, with the source gone."""
+    """import_ckpt then export_ckpt gives the folder back, weights bit for bit and small files byte for byte, with the source
+    gone."""
     import shutil
 
     from safetensors.torch import load_file
@@ -455,17 +519,21 @@ def do_virtual_stages(folder, plan, batched):
     def unguarded(self):
         return real(self) | {"overlap_p2p_comm": False, "batch_p2p_comm": True}
 
-    with patched(Provider, "_pipeline_fields", unguarded if batched else real):
-        with patched(measure, "MICRO_BATCHES", 4):  # with as many as stages, the schedule is all warm-up and never sends both ways
-            return measure.measure("reference", folder, plan, SMALL["vocab_size"])["logits"]
+    # with as many micro-batches as stages the schedule is all warm-up, and never sends both ways at once
+    forced = patched(Provider, "_pipeline_fields", unguarded if batched else real)
+    with forced, patched(measure, "MICRO_BATCHES", 4):
+        return measure.measure("reference", folder, plan, SMALL["vocab_size"])["logits"]
 
 
 def test_batched_p2p_with_virtual_stages_is_silently_wrong(toys, solo, ranks):
-    """TRAP: at pp2,vpp2 megatron-core with batched p2p computes other logits without a word, so the provider's refusal is needed; with
-    the provider's own setting they are those of one rank."""
+    """TRAP: at pp2,vpp2 megatron-core with batched p2p computes other logits without a word, so the provider's refusal is
+    needed; with the provider's own setting they are those of one rank."""
     folder, plan = str(toys(toy("llama"))), "pp2,vpp2,split2-1-1-1"
     one = next(r for r in ranks(f"{HERE}:do_virtual_stages", "tp1", folder=folder, batched=True) if r is not None)
-    right, wrong = (next(r for r in ranks(f"{HERE}:do_virtual_stages", plan, folder=folder, batched=b) if r is not None) for b in (False, True))
+    right, wrong = (
+        next(r for r in ranks(f"{HERE}:do_virtual_stages", plan, folder=folder, batched=b) if r is not None)
+        for b in (False, True)
+    )
     gaps = [((logits - one).abs().max() / one.abs().max()).item() for logits in (right, wrong)]
     print(f"\nrelative error of pp2,vpp2: overlapped p2p {gaps[0]:.1e}, batched p2p {gaps[1]:.1e}")
     assert gaps[0] < 1e-5 and gaps[1] > 0.1, gaps

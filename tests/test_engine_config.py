@@ -76,7 +76,12 @@ WINDOWS = {
     "types": {"use_sliding_window": True, "sliding_window": 5, "layer_types": [SLIDE, FULL, SLIDE, FULL, FULL]},
     "types-all": {"use_sliding_window": True, "sliding_window": 5, "layer_types": [SLIDE] * 5},
     "types-none": {"use_sliding_window": True, "sliding_window": 5, "layer_types": [FULL] * 5},
-    "types-against-edge": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "layer_types": [SLIDE] + [FULL] * 4},
+    "types-against-edge": {
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 1,
+        "layer_types": [SLIDE] + [FULL] * 4,
+    },
     "types-off": {"use_sliding_window": False, "sliding_window": 5, "layer_types": [SLIDE] * 5},
     "types-short": {"use_sliding_window": True, "sliding_window": 5, "layer_types": [SLIDE] * 3},
     "types-chunked": {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["chunked_attention"] * 5},
@@ -144,9 +149,16 @@ OTHERS = {
     "original-outside": {"original_max_position_embeddings": 16, "rope_scaling": ROPE_SCALING["llama3-64"]},
     "implementation": {"attn_implementation": "sdpa"},
 }
-SIZES = {"hidden_size": lambda c: c["hidden_size"] + c["num_attention_heads"], "intermediate_size": lambda c: c["intermediate_size"] + 4,
-         "num_hidden_layers": lambda c: 3, "vocab_size": lambda c: 157, "num_attention_heads": lambda c: 2 * c["num_attention_heads"],
-         "num_key_value_heads": lambda c: c["num_attention_heads"], "max_position_embeddings": lambda c: 64, "head_dim": lambda c: 12}
+SIZES = {
+    "hidden_size": lambda c: c["hidden_size"] + c["num_attention_heads"],
+    "intermediate_size": lambda c: c["intermediate_size"] + 4,
+    "num_hidden_layers": lambda c: 3,
+    "vocab_size": lambda c: 157,
+    "num_attention_heads": lambda c: 2 * c["num_attention_heads"],
+    "num_key_value_heads": lambda c: c["num_attention_heads"],
+    "max_position_embeddings": lambda c: 64,
+    "head_dim": lambda c: 12,
+}
 
 
 def perturbed(config, key):
@@ -217,37 +229,87 @@ def verdict(hf, bridge):
 NO_WINDOWS = {f"window {name}" for name in WINDOWS}
 EVERYWHERE = {
     *(f"act {name}" for name in ("gelu_new", "mish", "quick_gelu", "tanh")),
-    *("bias-attention", "bias-mlp", "bias-null", "causal", "cross", "eps-other-name", "layers-bool", "layers-text", "original-outside"),
-    *("partial-tiny", "partial-twice", "quantised", "quantised-empty", "scale", "scaling-twice", "softcap", "theta-text", "theta-twice"),
+    *(
+        "bias-attention",
+        "bias-mlp",
+        "bias-null",
+        "causal",
+        "cross",
+        "eps-other-name",
+        "layers-bool",
+        "layers-text",
+        "original-outside",
+    ),
+    *(
+        "partial-tiny",
+        "partial-twice",
+        "quantised",
+        "quantised-empty",
+        "scale",
+        "scaling-twice",
+        "softcap",
+        "theta-text",
+        "theta-twice",
+    ),
     *("unknown", "head_dim-float"),
-    *(f"null {key}" for key in ("hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads")),
+    *(
+        f"null {key}"
+        for key in ("hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads")
+    ),
     *(f"null {key}" for key in ("num_hidden_layers", "rope_theta", "tie_word_embeddings", "vocab_size")),
     *(f"remove {key}" for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")),
     *(f"rope_parameters {name}" for name in ("nested", "null-theta", "partial", "stray")),
-    *(f"rope_scaling {name}" for name in ("contradict", "dynamic", "factor-alone", "linear-no-factor", "llama3-no-low", "unknown", "yarn")),
-    *(f"window {n}" for n in ("off-null", "on-edge-null", "on-edge-text", "types-chunked", "types-number", "types-off", "types-short")),
+    *(
+        f"rope_scaling {name}"
+        for name in ("contradict", "dynamic", "factor-alone", "linear-no-factor", "llama3-no-low", "unknown", "yarn")
+    ),
+    *(
+        f"window {n}"
+        for n in ("off-null", "on-edge-null", "on-edge-text", "types-chunked", "types-number", "types-off", "types-short")
+    ),
 }
 WHOLE_HEADS = {"partial-half", "partial-odd", "partial-quarter", "head_dim-7", "norm_eps", "groups-3", "null rms_norm_eps"}
 # Everything else must be accepted, with parity: a bridge that refuses whatever it meets would be safe and useless.
 REFUSED = {
-    "llama": EVERYWHERE | NO_WINDOWS | WHOLE_HEADS | {
+    "llama": EVERYWHERE
+    | NO_WINDOWS
+    | WHOLE_HEADS
+    | {
         *("arch-other", "type-other", "null attention_bias", "null attention_dropout", "null mlp_bias", "perturb attention_bias"),
         *("perturb mlp_bias",),
     },
-    "mistral": EVERYWHERE | NO_WINDOWS - {f"window {n}" for n in ("w1", "w5", "w-length", "w-long")} | WHOLE_HEADS | {
+    "mistral": EVERYWHERE
+    | NO_WINDOWS - {f"window {n}" for n in ("w1", "w5", "w-length", "w-long")}
+    | WHOLE_HEADS
+    | {
         *("arch-llama", "arch-other", "arch-text", "type-other", "bias", "bias-off", "null num_key_value_heads"),
         *("rope_scaling linear-theta",),
     },
-    "nemotron": EVERYWHERE | NO_WINDOWS | {
+    "nemotron": EVERYWHERE
+    | NO_WINDOWS
+    | {
         *("arch-llama", "arch-other", "arch-text", "type-other", "eps", "null norm_eps", "null num_key_value_heads"),
         *("null partial_rotary_factor", "partial-null", "remove num_key_value_heads", "rope_scaling linear-theta"),
     },
-    "qwen2": EVERYWHERE | WHOLE_HEADS | {
+    "qwen2": EVERYWHERE
+    | WHOLE_HEADS
+    | {
         *("arch-llama", "arch-other", "arch-text", "bias", "bias-off", "null attention_dropout", "null head_dim"),
         *("null use_sliding_window", "remove head_dim", "remove num_key_value_heads", "rope_scaling linear-theta"),
     },
-    "qwen3": EVERYWHERE | WHOLE_HEADS | {
-        *("arch-llama", "arch-text", "type-other", "bias", "bias-off", "null attention_bias", "null attention_dropout", "null head_dim"),
+    "qwen3": EVERYWHERE
+    | WHOLE_HEADS
+    | {
+        *(
+            "arch-llama",
+            "arch-text",
+            "type-other",
+            "bias",
+            "bias-off",
+            "null attention_bias",
+            "null attention_dropout",
+            "null head_dim",
+        ),
         *("null use_sliding_window", "perturb attention_bias", "remove num_key_value_heads", "rope_scaling linear-theta"),
     },
 }
@@ -255,15 +317,18 @@ REFUSED = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_field_has_its_effect_or_is_refused(clean, solo, tmp_path, family):
-    """Whatever is changed, nulled, removed or contradicted in config.json: logits equal transformers' under the changed config, or
-    the bridge refuses with a ConfigError; and what it refuses is the reviewed list, no more."""
+    """Whatever is changed, nulled, removed or contradicted in config.json: logits equal transformers' under the changed config,
+    or the bridge refuses with a ConfigError; and what it refuses is the reviewed list, no more."""
     found = compared(clean, solo, tmp_path, family)
     assert len(found) > 150, len(found)
     wrong = {k: v for k, v in found.items() if v.startswith("WRONG")}
     assert not wrong, "\n".join(f"{k}: {v}" for k, v in wrong.items())
     refused = {k for k, v in found.items() if v.startswith("refused")}
     expected = REFUSED[family] & set(found)
-    assert refused == expected, (f"refused beyond the list: {sorted(refused - expected)}", f"no longer refused: {sorted(expected - refused)}")
+    assert refused == expected, (
+        f"refused beyond the list: {sorted(refused - expected)}",
+        f"no longer refused: {sorted(expected - refused)}",
+    )
 
 
 LONG = {f"rope_scaling {n}" for n in ("linear", "linear-old-int", "llama3-64", "llama3-32", "llama3-low2")} | {"theta-fraction"}
@@ -309,7 +374,11 @@ SHIFTED = {
     "window one layer late": ("qwen2", "window types", ("setting", "window_attn_skip_freq", "=late_by_one")),
     "eps of another class": ("llama", "as-is", ("setting", "layernorm_epsilon", 1e-6)),
     "base truncated to a whole number": ("llama", "theta-small-fraction", ("setting", "rotary_base", 60.0)),
-    "llama3 context of megatron-core": ("llama", "rope_scaling llama3-64", ("setting", "rope_scaling_original_max_position_embeddings", 8192)),
+    "llama3 context of megatron-core": (
+        "llama",
+        "rope_scaling llama3-64",
+        ("setting", "rope_scaling_original_max_position_embeddings", 8192),
+    ),
 }
 
 
@@ -325,23 +394,40 @@ def test_a_value_off_by_little_is_caught(clean, solo, tmp_path, name):
 # ---------------------------------------------------------------------------------------------------------------- defaults
 def explicit(parsed, config):
     """A config in the new spelling with every value that transformers' config object holds."""
-    known = find_family(config).rules.known() - {"rope_theta", "rope_scaling", "partial_rotary_factor", "rope_percent", "dtype", "torch_dtype"}
+    known = find_family(config).rules.known() - {
+        "rope_theta",
+        "rope_scaling",
+        "partial_rotary_factor",
+        "rope_percent",
+        "dtype",
+        "torch_dtype",
+    }
     types = {"dtype": config["dtype"]} if config.get("dtype") else {"torch_dtype": config.get("torch_dtype")}
-    return {k: parsed[k] for k in parsed if k in known and k != "attn_implementation"} | {"architectures": config.get("architectures")} | types
+    return (
+        {k: parsed[k] for k in parsed if k in known and k != "attn_implementation"}
+        | {"architectures": config.get("architectures")}
+        | types
+    )
 
 
 def removals(family):
     """Every config made from a toy by removing one field, by nulling one, and by removing all that may go at once."""
     config = toy(family)
     out = [change(config, {key: value}) for key in config for value in (REMOVED, None)]
-    out.append({k: v for k, v in config.items() if k in ("architectures", "model_type", "head_dim") or refusal(change(config, {k: REMOVED}))})
+    out.append(
+        {
+            k: v
+            for k, v in config.items()
+            if k in ("architectures", "model_type", "head_dim") or refusal(change(config, {k: REMOVED}))
+        }
+    )
     return [c for c in out if refusal(c) is None and c.get("model_type")]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_transformers(clean, family):
-    """A field that is absent or null means what transformers' config class makes of it: settings equal those of the config written
-    out with every value of the parsed object."""
+    """A field that is absent or null means what transformers' config class makes of it: settings equal those of the config
+    written out with every value of the parsed object."""
     configs = removals(family)
     assert len(configs) >= 20
     for config, parsed in zip(configs, clean.run("helpers_engine:hf_parsed", {"configs": configs}), strict=True):
@@ -353,9 +439,13 @@ def test_defaults_are_those_of_transformers(clean, family):
 
 
 DTYPES = [
-    ({"torch_dtype": "bfloat16"}, "bfloat16"), ({"torch_dtype": REMOVED, "dtype": "bfloat16"}, "bfloat16"),
-    ({"torch_dtype": "torch.float16"}, "float16"), ({"dtype": "float32", "torch_dtype": "float32"}, "float32"),
-    ({"torch_dtype": REMOVED}, "float32"), ({"torch_dtype": None}, "float32"), ({"dtype": None, "torch_dtype": "float16"}, "float16"),
+    ({"torch_dtype": "bfloat16"}, "bfloat16"),
+    ({"torch_dtype": REMOVED, "dtype": "bfloat16"}, "bfloat16"),
+    ({"torch_dtype": "torch.float16"}, "float16"),
+    ({"dtype": "float32", "torch_dtype": "float32"}, "float32"),
+    ({"torch_dtype": REMOVED}, "float32"),
+    ({"torch_dtype": None}, "float32"),
+    ({"dtype": None, "torch_dtype": "float16"}, "float16"),
 ]
 
 
@@ -366,8 +456,15 @@ def test_dtype_in_both_spellings(fields, dtype):
     assert find_family(config).rules.read(config)["params_dtype"] == dtype
 
 
-@pytest.mark.parametrize("fields", [{"dtype": "bfloat16", "torch_dtype": "float16"}, {"torch_dtype": "float8_e4m3fn"}, {"torch_dtype": "auto"},
-                                    {"torch_dtype": 16}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dtype": "bfloat16", "torch_dtype": "float16"},
+        {"torch_dtype": "float8_e4m3fn"},
+        {"torch_dtype": "auto"},
+        {"torch_dtype": 16},
+    ],
+)
 def test_contradicting_or_unknown_dtypes_are_refused(fields):
     """Two different dtypes, or one that no weights have, are a ConfigError that names the field."""
     assert "dtype" in refusal(toy("llama", **fields))
@@ -377,7 +474,9 @@ def test_old_and_new_rope_spelling_are_one():
     """rope_theta + rope_scaling + torch_dtype and rope_parameters + dtype give equal settings."""
     for name in ("linear", "llama3-64", "llama3", "default"):
         old = toy("llama", rope_theta=20000.5, rope_scaling=ROPE_SCALING[name])
-        new = toy("llama", **NEW, rope_parameters=ROPE_SCALING[name] | {"rope_theta": 20000.5}, torch_dtype=REMOVED, dtype="float32")
+        new = toy(
+            "llama", **NEW, rope_parameters=ROPE_SCALING[name] | {"rope_theta": 20000.5}, torch_dtype=REMOVED, dtype="float32"
+        )
         assert find_family(old).rules.read(old) == find_family(new).rules.read(new), name
 
 
@@ -426,7 +525,8 @@ def test_config_from_scratch_reads_again(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_changed_settings_over_any_spelling_read_again(family):
-    """Settings of one config written over another config's spelling read again as those settings: every pair of accepted configs."""
+    """Settings of one config written over another config's spelling read again as those settings: every pair of accepted
+    configs."""
     configs = accepted(family)
     rules = find_family(next(iter(configs.values()))).rules
     settings = {}
@@ -447,7 +547,10 @@ def meaning(parsed):
         del rope["partial_rotary_factor"]
     plain = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "tie_word_embeddings")
     plain += ("attention_dropout", "max_position_embeddings", "rms_norm_eps", "norm_eps", "attention_bias", "mlp_bias", "dtype")
-    out = {k: parsed.get(k) for k in plain} | {"rope": rope, "act": {"swish": "silu"}.get(parsed["hidden_act"], parsed["hidden_act"])}
+    out = {k: parsed.get(k) for k in plain} | {
+        "rope": rope,
+        "act": {"swish": "silu"}.get(parsed["hidden_act"], parsed["hidden_act"]),
+    }
     out["groups"] = parsed.get("num_key_value_heads") or parsed["num_attention_heads"]
     out["dim"] = parsed.get("head_dim") or parsed["hidden_size"] // parsed["num_attention_heads"]
     kinds = parsed.get("layer_types") or [SLIDE] * parsed["num_hidden_layers"]
@@ -460,7 +563,15 @@ SPELLINGS = (
     *("window w5", "remove head_dim", "remove rope_theta", "null sliding_window", "bias", "partial-half"),
 )
 CHANGES = (
-    *("tied", "untied", "theta-fraction", "rope_scaling llama3-32", "rope_scaling default", "rope_parameters linear", "head_dim-12"),
+    *(
+        "tied",
+        "untied",
+        "theta-fraction",
+        "rope_scaling llama3-32",
+        "rope_scaling default",
+        "rope_parameters linear",
+        "head_dim-12",
+    ),
     *("window types", "window types-none", "window w5", "window on-edge0", "null sliding_window", "bias", "bias-off", "groups-1"),
     *("perturb vocab_size", "perturb num_hidden_layers", "perturb hidden_size", "act gelu", "eps", "perturb norm_eps"),
     *("partial-quarter", "dropout"),
@@ -477,7 +588,7 @@ def test_transformers_reads_the_changed_meaning(clean, family):
     written = [rules.write(rules.read(configs[c]), configs[b]) for b, c in pairs]
     wanted = [configs[c] for _, c in pairs]
     parsed = clean.run("helpers_engine:hf_parsed", {"configs": written + wanted})
-    for pair, got, want, text in zip(pairs, parsed, parsed[len(pairs):], written, strict=False):
+    for pair, got, want, text in zip(pairs, parsed, parsed[len(pairs) :], written, strict=False):
         assert "error" not in got, (pair, got, text)
         assert meaning(got) == meaning(want), (pair, text)
 

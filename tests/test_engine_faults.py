@@ -31,7 +31,12 @@ KILLS = {
     "padding_first": (("llama", "default"), "tp2", ["forward.logits"], ["roundtrip.bits", "roundtrip.perturbed"]),
     "fc2_transposed": (("llama", "square"), "tp1", ["forward.logits"], ["roundtrip.bits", "roundtrip.perturbed"]),
     "layer_offset": (("llama", "default"), SPLIT, ["roundtrip.bits", "forward.logits", "lineage.once"], ["names.coverage"]),
-    "sections_ignored": (("llama", "default"), "tp2", ["forward.logits", "plan.agreement", "lineage.same"], ["roundtrip.bits", "roundtrip.perturbed"]),
+    "sections_ignored": (
+        ("llama", "default"),
+        "tp2",
+        ["forward.logits", "plan.agreement", "lineage.same"],
+        ["roundtrip.bits", "roundtrip.perturbed"],
+    ),
     "export_of_the_source": (("llama", "default"), "tp1", ["roundtrip.perturbed"], ["roundtrip.bits", "forward.logits"]),
     "replicas_differ": (("llama", "default"), "tp2", ["plan.replicas"], ["roundtrip.bits"]),
     "gradients_k_v_swapped": (("llama", "default"), "tp1", ["grad.parameters"], ["roundtrip.bits", "forward.logits"]),
@@ -87,8 +92,10 @@ def test_a_planted_fault_is_killed_by_its_owner(lab, fault):
     forget(lab)
     right = {check: run(lab, "RIGHT", toy, plan, check) for check in found}
     forget(lab)
-    print(f"\n{fault:24} {toy!s:28} {plan:14} killed by {', '.join(c for c in found if found[c]) or 'nothing':48} "
-          f"survives {', '.join(c for c in found if not found[c])}")
+    print(
+        f"\n{fault:24} {toy!s:28} {plan:14} killed by {', '.join(c for c in found if found[c]) or 'nothing':48} "
+        f"survives {', '.join(c for c in found if not found[c])}"
+    )
     assert not any(right.values()), {c: why for c, why in right.items() if why}
     assert all(found[c] for c in owners), f"{fault} survives {[c for c in owners if not found[c]]}"
     assert not any(found[c] for c in blind), {c: found[c] for c in blind if found[c]}
@@ -99,7 +106,9 @@ def test_a_fault_that_one_plan_hides(lab, fault):
     """On one rank these faults change nothing at all: only the plans of the suite make them visible."""
     forget(lab)
     toy = toy_of(KILLS[fault][0])
-    assert not any(run(lab, f"FAULT_{fault}", toy, HIDDEN[fault], check) for check in ("forward.logits", "roundtrip.bits", "grad.parameters"))
+    assert not any(
+        run(lab, f"FAULT_{fault}", toy, HIDDEN[fault], check) for check in ("forward.logits", "roundtrip.bits", "grad.parameters")
+    )
     forget(lab)
 
 

@@ -116,9 +116,12 @@ def other_files(folder):
     (folder / "notes.txt").write_text("mine\n")
 
 
-LISTED_HEAD = {"equal": lambda s: s.update({HEAD: s[EMBEDDING].clone()}), "unequal": lambda s: s.update({HEAD: s[EMBEDDING] + 1e-7}),
-               "one element": lambda s: s.update({HEAD: torch.cat([s[EMBEDDING][:-1], -s[EMBEDDING][-1:]])}),
-               "shape": lambda s: s.update({HEAD: torch.cat([s[EMBEDDING], s[EMBEDDING][:1]])})}
+LISTED_HEAD = {
+    "equal": lambda s: s.update({HEAD: s[EMBEDDING].clone()}),
+    "unequal": lambda s: s.update({HEAD: s[EMBEDDING] + 1e-7}),
+    "one element": lambda s: s.update({HEAD: torch.cat([s[EMBEDDING][:-1], -s[EMBEDDING][-1:]])}),
+    "shape": lambda s: s.update({HEAD: torch.cat([s[EMBEDDING], s[EMBEDDING][:1]])}),
+}
 
 BAD = {  # name -> (config, spoil, words of the error)
     "truncated shard": (SMALL, cut, "truncated or damaged .*download it again"),
@@ -126,18 +129,42 @@ BAD = {  # name -> (config, spoil, words of the error)
     "empty shard": (SMALL, emptied, "truncated or damaged .*download it again"),
     "damaged header": (SMALL, damaged_header, "truncated or damaged .*download it again"),
     "missing shard": (SMALL, lambda f: shard_of(f, DOWN).unlink(), r"shard model-\d+.*missing from"),
-    "index names a tensor that its shard lacks": (SMALL, edit_index(lambda m: m.update({"model.ghost": m[DOWN]})), "'model.ghost' is in model-"),
+    "index names a tensor that its shard lacks": (
+        SMALL,
+        edit_index(lambda m: m.update({"model.ghost": m[DOWN]})),
+        "'model.ghost' is in model-",
+    ),
     "index omits a tensor of a shard": (SMALL, edit_index(lambda m: m.pop(DOWN)), f"holds '{DOWN}', which {INDEX} does not list"),
     "index is no JSON": (SMALL, lambda f: (f / INDEX).write_text("{"), "index.json is damaged"),
     "index is a list": (SMALL, lambda f: (f / INDEX).write_text("[]"), "index.json is damaged"),
     "index without a map": (SMALL, lambda f: (f / INDEX).write_text('{"weight_map": []}'), "index.json is damaged"),
-    "index leads out of the folder": (SMALL, edit_index(lambda m: m.update({DOWN: "../elsewhere.safetensors"})), "files of this folder"),
+    "index leads out of the folder": (
+        SMALL,
+        edit_index(lambda m: m.update({DOWN: "../elsewhere.safetensors"})),
+        "files of this folder",
+    ),
     "tensor twice, no index": (SMALL, twice_without_index, "is in both"),
     "missing tensor": (SMALL, lambda f: rewrite(f, lambda s: s.pop(DOWN)), f"lacks 1 tensors: {DOWN}"),
-    "extra tensor": (SMALL, lambda f: rewrite(f, lambda s: s.update({"model.extra": torch.ones(2)})), "no relation consumes: model.extra"),
-    "wrong shape": (SMALL, lambda f: rewrite(f, lambda s: s.update({DOWN: s[DOWN].T.contiguous()})), rf"{DOWN} is \[\d+, \d+\] on disk; config"),
-    "flat tensor": (SMALL, lambda f: rewrite(f, lambda s: s.update({DOWN: s[DOWN].flatten()})), rf"{DOWN} is \[\d+\] on disk; config"),
-    "quantised by config": (SMALL, edit_config(quantization_config={"quant_method": "fp8"}), "quantised .fp8.*raw quantised values are never read"),
+    "extra tensor": (
+        SMALL,
+        lambda f: rewrite(f, lambda s: s.update({"model.extra": torch.ones(2)})),
+        "no relation consumes: model.extra",
+    ),
+    "wrong shape": (
+        SMALL,
+        lambda f: rewrite(f, lambda s: s.update({DOWN: s[DOWN].T.contiguous()})),
+        rf"{DOWN} is \[\d+, \d+\] on disk; config",
+    ),
+    "flat tensor": (
+        SMALL,
+        lambda f: rewrite(f, lambda s: s.update({DOWN: s[DOWN].flatten()})),
+        rf"{DOWN} is \[\d+\] on disk; config",
+    ),
+    "quantised by config": (
+        SMALL,
+        edit_config(quantization_config={"quant_method": "fp8"}),
+        "quantised .fp8.*raw quantised values are never read",
+    ),
     "fp8 values without a word in the config": (SMALL, fp8, f"{DOWN} .* holds F8_E4M3: quantised"),
     "integers": (SMALL, integers, f"{DOWN} .* holds I8: quantised or integer"),
     "scales": (SMALL, scales, "quantisation tensors .*_scale_inv.*raw quantised values are never read"),
@@ -146,16 +173,25 @@ BAD = {  # name -> (config, spoil, words of the error)
     "no config": (SMALL, lambda f: (f / "config.json").unlink(), "config.json does not exist"),
     "config is no JSON": (SMALL, lambda f: (f / "config.json").write_text("{"), "config.json is no JSON"),
     "config is a list": (SMALL, lambda f: (f / "config.json").write_text("[]"), "holds a list"),
-    "unknown architecture": (SMALL, edit_config(architectures=["LlamaForCausalML"]), "LlamaForCausalML.*nearest: LlamaForCausalLM"),
+    "unknown architecture": (
+        SMALL,
+        edit_config(architectures=["LlamaForCausalML"]),
+        "LlamaForCausalML.*nearest: LlamaForCausalLM",
+    ),
     "unknown field": (SMALL, edit_config(sliding_windows=3), "unknown config field 'sliding_windows' = 3.*allow_fields"),
-    "unequal head": (TIED, lambda f: rewrite(f, LISTED_HEAD["unequal"]), "ties lm_head.weight to model.embed_tokens.weight.*different values"),
+    "unequal head": (
+        TIED,
+        lambda f: rewrite(f, LISTED_HEAD["unequal"]),
+        "ties lm_head.weight to model.embed_tokens.weight.*different values",
+    ),
     "head with one other element": (TIED, lambda f: rewrite(f, LISTED_HEAD["one element"]), "different values"),
     "head of another shape": (TIED, lambda f: rewrite(f, LISTED_HEAD["shape"]), "lm_head.weight is .* on disk; tied"),
 }
 
 
 def test_bad_checkpoints_are_refused_in_words(toy_copy, solo, tmp_path):
-    """Each bad folder is one CheckpointError, ConfigError or UnknownArchitectureError that names the thing; nothing is written."""
+    """Each bad folder is one CheckpointError, ConfigError or UnknownArchitectureError that names the thing; nothing is
+    written."""
     folders = {name: toy_copy(config, f"bad {n}") for n, (name, (config, _, _)) in enumerate(BAD.items())}
     for name, folder in folders.items():
         BAD[name][1](folder)
@@ -173,15 +209,23 @@ GOOD = {
     "files beside and below": (SMALL, other_files),
     "tied": (TIED, lambda f: None),
     "tied with an equal head": (TIED, lambda f: rewrite(f, LISTED_HEAD["equal"])),
-    "inv_freq buffers of old checkpoints": (SMALL, lambda f: rewrite(f, lambda s: s.update(
-        {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)}))),
-    "strange shard names": (SMALL, lambda f: [no_index(f), *[p.rename(f / f"part {i}.safetensors") for i, p in enumerate(f.glob("*.safetensors"))]]),
+    "inv_freq buffers of old checkpoints": (
+        SMALL,
+        lambda f: rewrite(
+            f, lambda s: s.update({f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(3)})
+        ),
+    ),
+    "strange shard names": (
+        SMALL,
+        lambda f: [no_index(f), *[p.rename(f / f"part {i}.safetensors") for i, p in enumerate(f.glob("*.safetensors"))]],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good_checkpoints_in_every_form_come_back(toy_copy, solo, clean, tmp_path, name):
-    """However the files are cut, the import is the same, and the export has every tensor that carries information, bit for bit."""
+    """However the files are cut, the import is the same, and the export has every tensor that carries information, bit for
+    bit."""
     config, spoil = GOOD[name]
     folder = toy_copy(config)
     spoil(folder)
@@ -194,7 +238,9 @@ def test_good_checkpoints_in_every_form_come_back(toy_copy, solo, clean, tmp_pat
 
 def test_a_failed_load_leaves_the_model_alone(toy_copy, solo):
     """load_hf_weights checks names, shapes, types and a listed head before the first weight changes."""
-    for n, (name, (config, spoil, words)) in enumerate((k, v) for k, v in BAD.items() if "config" not in k and "unknown" not in k):
+    for n, (name, (config, spoil, words)) in enumerate(
+        (k, v) for k, v in BAD.items() if "config" not in k and "unknown" not in k
+    ):
         bad = toy_copy(config, f"bad {n}")
         spoil(bad)
         result = solo("failed_load", folder=str(toy_copy(config, f"good {n}")), bad=str(bad))
@@ -204,19 +250,37 @@ def test_a_failed_load_leaves_the_model_alone(toy_copy, solo):
 
 # ----------------------------------------------------------------------------------------------------- what export writes
 def test_companions_travel_and_leftovers_do_not(toy_copy, solo, tmp_path):
-    """Tokenizer, generation, template and custom-code files are carried byte for byte; weights of any format, quantiser leftovers,
-    indices, hidden files and subfolders are not; config.json is written last and equals the source's."""
+    """Tokenizer, generation, template and custom-code files are carried byte for byte; weights of any format, quantiser
+    leftovers, indices, hidden files and subfolders are not; config.json is written last and equals the source's."""
     folder = toy_copy(SMALL)
-    carried = {"tokenizer.model": b"\0\1", "chat_template.jinja": b"{{ x }}", "modeling_custom.py": b"x = 1\n", "special_tokens_map.json": b"{}",
-               "vocab.json": b"{}", "merges.txt": b"a b", "LICENSE": b"mine", "README.md": b"card", "preprocessor_config.json": b"{}"}
-    left = {"hf_quant_config.json": b"{}", "pytorch_model.bin": b"x", "pytorch_model.bin.index.json": b"{}", "model.gguf": b"x", ".hidden": b"x",
-            "consolidated.pth": b"x", "tf_model.h5": b"x"}
+    carried = {
+        "tokenizer.model": b"\0\1",
+        "chat_template.jinja": b"{{ x }}",
+        "modeling_custom.py": b"x = 1\n",
+        "special_tokens_map.json": b"{}",
+        "vocab.json": b"{}",
+        "merges.txt": b"a b",
+        "LICENSE": b"mine",
+        "README.md": b"card",
+        "preprocessor_config.json": b"{}",
+    }
+    left = {
+        "hf_quant_config.json": b"{}",
+        "pytorch_model.bin": b"x",
+        "pytorch_model.bin.index.json": b"{}",
+        "model.gguf": b"x",
+        ".hidden": b"x",
+        "consolidated.pth": b"x",
+        "tf_model.h5": b"x",
+    }
     for name, content in (carried | left).items():
         (folder / name).write_bytes(content)
     other_files(folder)
     assert solo("saved", folder=str(folder), out=str(tmp_path / "out"), kind="hf") is None
     small = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if "safetensors" not in p.name}
-    want = carried | {n: (folder / n).read_bytes() for n in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")}
+    want = carried | {
+        n: (folder / n).read_bytes() for n in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+    }
     assert small == want | {"notes.txt": b"mine\n"}
     assert {p.name for p in companions(folder)} == set(small) - {"config.json"}
 
@@ -230,7 +294,8 @@ def test_save_hf_weights_writes_weights_alone(toys, solo, tmp_path):
 
 @pytest.mark.parametrize("size", ["20KB", "35 kb", 30000, "1GB"])
 def test_shards_keep_to_their_size_and_the_index_tells_all(toys, solo, tmp_path, size):
-    """No shard holds more than the size unless it is one tensor; the index has every tensor and the total; few bytes make one file."""
+    """No shard holds more than the size unless it is one tensor; the index has every tensor and the total; few bytes make one
+    file."""
     assert solo("saved", folder=str(toys(SMALL)), out=str(tmp_path / "out"), kind="hf", max_shard_size=size) is None
     shards = {p.name: load_file(p) for p in sorted((tmp_path / "out").glob("*.safetensors"))}
     held = {name: {n: t.numel() * t.element_size() for n, t in state.items()} for name, state in shards.items()}
@@ -338,11 +403,23 @@ def test_a_full_disk_leaves_nothing(toys, solo, clean, tmp_path, kind, how):
         assert solo("reload_megatron", saved=str(out))["error"] == "CheckpointError"
 
 
-HF_KILLS = [("shardproof.bridges.io.sink:as_bytes", 1), ("shardproof.bridges.io.sink:as_bytes", 17), ("shardproof.bridges.io.sink:write_json", 1),
-            ("shardproof.bridges.io.sink:write_json", 2), ("shardproof.bridges.io.files:sync", 1), ("os:replace", 1)]
-MG_KILLS = [("megatron.core.dist_checkpointing:save", 1), ("megatron.core.dist_checkpointing.strategies.filesystem_async:_write_item", 1),
-            ("shardproof.bridges.io.torch_dist:_finish", 1), ("shardproof.bridges.io.torch_dist:sync", 1),
-            ("shardproof.bridges.io.torch_dist:_write_record", 1), ("os:replace", 1), ("os:replace", 2)]
+HF_KILLS = [
+    ("shardproof.bridges.io.sink:as_bytes", 1),
+    ("shardproof.bridges.io.sink:as_bytes", 17),
+    ("shardproof.bridges.io.sink:write_json", 1),
+    ("shardproof.bridges.io.sink:write_json", 2),
+    ("shardproof.bridges.io.files:sync", 1),
+    ("os:replace", 1),
+]
+MG_KILLS = [
+    ("megatron.core.dist_checkpointing:save", 1),
+    ("megatron.core.dist_checkpointing.strategies.filesystem_async:_write_item", 1),
+    ("shardproof.bridges.io.torch_dist:_finish", 1),
+    ("shardproof.bridges.io.torch_dist:sync", 1),
+    ("shardproof.bridges.io.torch_dist:_write_record", 1),
+    ("os:replace", 1),
+    ("os:replace", 2),
+]
 
 
 @pytest.mark.parametrize("kill", HF_KILLS, ids=lambda k: f"{k[0].split(':')[1]}-{k[1]}")
@@ -377,11 +454,17 @@ def test_a_torch_dist_checkpoint_that_lost_a_file_is_refused(toys, solo, tmp_pat
     out = tmp_path / "out"
     assert solo("saved", folder=str(toys(SMALL)), out=str(out), kind="megatron") is None
     data = max((p for p in (out / "iter_0000000").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    for n, spoil in enumerate([lambda f: (f / "latest_checkpointed_iteration.txt").unlink(), lambda f: (f / "iter_0000000" / ".metadata").unlink(),
-                               lambda f: (f / "iter_0000000" / data.name).unlink(), lambda f: shutil.rmtree(f / "iter_0000000"),
-                               lambda f: (f / "iter_0000000" / data.name).write_bytes(data.read_bytes()[:1000]),
-                               lambda f: (f / "latest_checkpointed_iteration.txt").write_text("7"),
-                               lambda f: (f / "latest_checkpointed_iteration.txt").write_text("")]):
+    for n, spoil in enumerate(
+        [
+            lambda f: (f / "latest_checkpointed_iteration.txt").unlink(),
+            lambda f: (f / "iter_0000000" / ".metadata").unlink(),
+            lambda f: (f / "iter_0000000" / data.name).unlink(),
+            lambda f: shutil.rmtree(f / "iter_0000000"),
+            lambda f: (f / "iter_0000000" / data.name).write_bytes(data.read_bytes()[:1000]),
+            lambda f: (f / "latest_checkpointed_iteration.txt").write_text("7"),
+            lambda f: (f / "latest_checkpointed_iteration.txt").write_text(""),
+        ]
+    ):
         copy = Path(shutil.copytree(out, tmp_path / f"copy{n}"))
         spoil(copy)
         refused = solo("reload_megatron", saved=str(copy))
@@ -414,6 +497,14 @@ def test_every_rank_learns_that_rank_0_could_not_write(toys, ranks, tmp_path):
     (tmp_path / "out" / "mine").write_text("mine")
     found = ranks("saved", "tp2,pp2,split1-2", folder=str(toys(SMALL)), out=str(tmp_path / "out"), kind="hf")
     assert [f["error"] for f in found] == ["CheckpointError"] * 4 and (tmp_path / "out" / "mine").exists()
+
+
+@pytest.mark.parametrize("kind", ["hf", "megatron"])
+def test_every_rank_learns_of_a_full_disk(toys, ranks, tmp_path, kind):
+    """A write that fails is a CheckpointError on all ranks alike, and none hangs; nothing is left."""
+    found = ranks("saved", "tp2,pp2,split1-2", folder=str(toys(SMALL)), out=str(tmp_path / "out"), kind=kind, limit=20_000)
+    assert [f and f["error"] for f in found] == ["CheckpointError"] * 4, found
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
 @pytest.mark.parametrize("plan", ["pp2,split2-1", "pp3,split1-1-1", "tp2,pp2,split1-2"])

@@ -12,7 +12,19 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(p for room in ("bridges", "conformance", "fixtures", "toy_models") for p in (ROOT / room).rglob("*.py"))
 # A program that the bench starts and times from outside, as a user's shell does; it imports nothing.
 STARTED = {"conformance/bench.py": ["shardproof.bridges.cli"]}
-TORCHLESS = ("families", "config", "config_rules", "relations", "moves", "plan", "architecture", "names", "blocks", "errors", "adapter")
+TORCHLESS = (
+    "families",
+    "config",
+    "config_rules",
+    "relations",
+    "moves",
+    "plan",
+    "architecture",
+    "names",
+    "blocks",
+    "errors",
+    "adapter",
+)
 
 
 def imported(tree, package):
@@ -24,7 +36,10 @@ def imported(tree, package):
             base = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
             module = ".".join(filter(None, (base if node.level else "", node.module)))
             yield from (f"{module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__"):
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+            "import_module",
+            "__import__",
+        ):
             yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
 
 
@@ -37,17 +52,27 @@ def reaches_bridges(source, package="shardproof.conformance"):
     return names + [s for s in strings if re.search(r"shardproof\.bridges", s)]
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if "conformance" in p.relative_to(ROOT).parts[:1]], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if "conformance" in p.relative_to(ROOT).parts[:1]], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_the_suite_knows_no_bridge(path):
     """conformance/ imports nothing from bridges/ and names it in no string: bridges come as configuration."""
     package = "shardproof." + ".".join(path.relative_to(ROOT).parent.parts)
     assert reaches_bridges(path.read_text(), package) == STARTED.get(str(path.relative_to(ROOT)), [])
 
 
-@pytest.mark.parametrize("source", [
-    "import shardproof.bridges", "from shardproof.bridges import auto", "from shardproof import bridges", "from ..bridges.auto import AutoBridge",
-    "def f():\n    from .. import bridges", "import importlib\nimportlib.import_module('shardproof.bridges.auto')", "NAME = 'shardproof.bridges.host:install'",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import shardproof.bridges",
+        "from shardproof.bridges import auto",
+        "from shardproof import bridges",
+        "from ..bridges.auto import AutoBridge",
+        "def f():\n    from .. import bridges",
+        "import importlib\nimportlib.import_module('shardproof.bridges.auto')",
+        "NAME = 'shardproof.bridges.host:install'",
+    ],
+)
 def test_the_walk_above_bites(source):
     """Planted fault: each way of reaching the bridges is seen; a docstring that mentions them is not."""
     assert reaches_bridges(source)
@@ -65,7 +90,8 @@ def test_the_engine_does_not_lean_on_the_suite(path):
 
 
 def test_reading_configs_and_proving_needs_no_torch():
-    """Families, rules, relations, moves, plans and proofs import, read a config and prove a plan without torch, megatron or transformers."""
+    """Families, rules, relations, moves, plans and proofs import, read a config and prove a plan without torch, megatron or
+    transformers."""
     code = f"""
 import sys
 class Blocked:
@@ -94,4 +120,6 @@ def test_files_stay_small(path):
     family = path.parent.name == "families"
     assert len(text.splitlines()) <= (120 if family else 400)
     if family:
-        assert not [n for n in imported(ast.parse(text), "shardproof.bridges.families") if n.partition(".")[0] in ("torch", "numpy")]
+        assert not [
+            n for n in imported(ast.parse(text), "shardproof.bridges.families") if n.partition(".")[0] in ("torch", "numpy")
+        ]

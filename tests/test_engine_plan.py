@@ -22,8 +22,17 @@ def any_plan(draw):
     tp, pp, cp, ep, etp = (draw(one_to_four) for _ in range(5))
     vpp = draw(one_to_four) if pp > 1 else 1
     split = draw(st.none() | st.lists(st.integers(0, 9), min_size=pp * vpp, max_size=pp * vpp).map(tuple))
-    return ParallelPlan(tp=tp, pp=pp, vpp=vpp, cp=cp, ep=ep, etp=draw(st.sampled_from([None, etp])), dp=ep * etp * draw(one_to_four) * tp,
-                        sp=tp > 1 and draw(st.booleans()), split=split)
+    return ParallelPlan(
+        tp=tp,
+        pp=pp,
+        vpp=vpp,
+        cp=cp,
+        ep=ep,
+        etp=draw(st.sampled_from([None, etp])),
+        dp=ep * etp * draw(one_to_four) * tp,
+        sp=tp > 1 and draw(st.booleans()),
+        split=split,
+    )
 
 
 @law
@@ -53,9 +62,19 @@ def test_spellings_of_the_empty_plan():
     assert ParallelPlan.parse("tp2,sp0") == ParallelPlan(tp=2)
 
 
-@pytest.mark.parametrize("text, words", [
-    ("tq2", "tp"), ("tp", "tp"), ("tp2-2", "tp2-2"), ("2", "2"), ("split", "split"), ("tp2;pp2", "tp2;pp2"), ("tp0", "at least 1"), ("sp2,tp2", "sp2"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("tq2", "tp"),
+        ("tp", "tp"),
+        ("tp2-2", "tp2-2"),
+        ("2", "2"),
+        ("split", "split"),
+        ("tp2;pp2", "tp2;pp2"),
+        ("tp0", "at least 1"),
+        ("sp2,tp2", "sp2"),
+    ],
+)
 def test_words_that_mean_nothing_are_named(text, words):
     """A word that is not understood is in the message."""
     with pytest.raises(PlanError, match=words):
@@ -63,14 +82,34 @@ def test_words_that_mean_nothing_are_named(text, words):
 
 
 MANY = [
-    *("tp2", "pp2", "cp2", "dp2", "tp2,pp2", "tp2,cp2", "tp2,dp2,pp2", "cp2,dp2,pp2", "tp2,cp2,dp2,pp2", "tp4,cp3,dp2,pp2", "tp3,dp5"),
+    *(
+        "tp2",
+        "pp2",
+        "cp2",
+        "dp2",
+        "tp2,pp2",
+        "tp2,cp2",
+        "tp2,dp2,pp2",
+        "cp2,dp2,pp2",
+        "tp2,cp2,dp2,pp2",
+        "tp4,cp3,dp2,pp2",
+        "tp3,dp5",
+    ),
     *("tp4,etp1,ep4", "tp2,ep2,dp2", "tp2,etp1,ep4,dp2", "ep4,dp4", "etp2,ep2,dp4", "etp2,ep2,dp4,pp2", "tp4,pp2,dp2,ep2,etp2"),
-    *("tp2,cp2,dp2,ep4,etp2", "tp2,cp2,dp2,pp2,ep8,etp1", "tp8,pp8,dp4,ep32,etp1", "tp1,etp4,dp8,ep2", "cp2,ep2", "tp2,etp4,ep2,dp4"),
+    *(
+        "tp2,cp2,dp2,ep4,etp2",
+        "tp2,cp2,dp2,pp2,ep8,etp1",
+        "tp8,pp8,dp4,ep32,etp1",
+        "tp1,etp4,dp8,ep2",
+        "cp2,ep2",
+        "tp2,etp4,ep2,dp4",
+    ),
 ]
 
 
 def test_coordinates_are_megatrons(solo):
-    """For many plans, with expert, context and data parallelism, every rank stands where megatron-core's RankGenerator puts it."""
+    """For many plans, with expert, context and data parallelism, every rank stands where megatron-core's RankGenerator puts
+    it."""
     for text, where in zip(MANY, solo("megatron_coordinates", plans=MANY), strict=True):
         plan = ParallelPlan.parse(text)
         assert len(where) == plan.world_size
@@ -91,8 +130,20 @@ def fake():
         yield world
 
 
-PLACED = ["pp2", "pp4", "pp2,vpp2", "tp2,pp2,vpp2", "pp2,split3-1", "pp2,split1-3", "pp3,split2-1-1", "pp2,vpp2,split1-1-1-1", "pp4,split1-1-1-1",
-          "pp2,vpp4,split0-1-0-1-0-1-0-1", "pp2,vpp2,split2-1-0-1", "pp4,vpp2,split1-0-1-0-1-0-1-0"]
+PLACED = [
+    "pp2",
+    "pp4",
+    "pp2,vpp2",
+    "tp2,pp2,vpp2",
+    "pp2,split3-1",
+    "pp2,split1-3",
+    "pp3,split2-1-1",
+    "pp2,vpp2,split1-1-1-1",
+    "pp4,split1-1-1-1",
+    "pp2,vpp4,split0-1-0-1-0-1-0-1",
+    "pp2,vpp2,split2-1-0-1",
+    "pp4,vpp2,split1-0-1-0-1-0-1-0",
+]
 
 
 @pytest.mark.parametrize("plan", PLACED)
@@ -103,7 +154,9 @@ def test_placement_is_where_megatron_builds_the_layers(fake, plan):
     found = []
     for rank in range(0, parsed.world_size, parsed.tp):
         at = parsed.coordinates(rank)
-        chunks = fake.run("helpers_engine:built_layers", plans.layout(plan), parsed.world_size, rank, kwargs={"config": config, "plan": plan})
+        chunks = fake.run(
+            "helpers_engine:built_layers", plans.layout(plan), parsed.world_size, rank, kwargs={"config": config, "plan": plan}
+        )
         assert chunks == [list(placed[parsed.stage(at.pp, vp)]) for vp in range(parsed.vpp)], (plan, rank)
         found += sum(chunks, [])
     assert sorted(found) == list(range(config["num_hidden_layers"]))
@@ -153,12 +206,15 @@ def test_impossible_plans_are_named_with_their_numbers(fields, plan, count, word
 
 @pytest.mark.parametrize("plan", ["tp2", "tp4", "tp8", "tp2,pp5,sp", "cp2", "dp3", "pp2,vpp2,split2-1-1-1", "tp4,cp2,dp2,pp5"])
 def test_possible_plans_are_accepted(plan):
-    """More ranks than groups, uneven splits, and any data and context parallelism are possible; so are more ranks than one replica."""
+    """More ranks than groups, uneven splits, and any data and context parallelism are possible; so are more ranks than one
+    replica."""
     config, parsed = toy("llama", intermediate_size=112), ParallelPlan.parse(plan)
     find_family(config).architecture(config).check(parsed, 3 * parsed.world_size)
 
 
-@pytest.mark.parametrize("fields", [{"tp": 0}, {"tp": -1}, {"pp": 1.0}, {"cp": True}, {"dp": None}, {"etp": 0}, {"split": (5, -1), "pp": 2}])
+@pytest.mark.parametrize(
+    "fields", [{"tp": 0}, {"tp": -1}, {"pp": 1.0}, {"cp": True}, {"dp": None}, {"etp": 0}, {"split": (5, -1), "pp": 2}]
+)
 def test_sizes_that_are_no_sizes_are_refused(fields):
     """A size is a whole number of at least 1, and no stage holds less than no layers."""
     with pytest.raises(BridgeError):

@@ -87,8 +87,13 @@ def tensors(groups, per, dim, hidden, width, vocab, tp):
         Tensor("qkv", (len(rows), hidden), (q, k, v), rows, COLUMN),
         Tensor("bias", (len(rows),), tuple(Source(s.name + "b", s.shape[:1]) for s in (q, k, v)), rows, COLUMN),
         Tensor("out", (hidden, heads * dim), (Source("o", (hidden, heads * dim)),), identity(hidden), ROW),
-        Tensor("fc1", (2 * width, hidden), (Source("gate", (width, hidden)), Source("up", (width, hidden))), identity(2 * width),
-               Shard("split", 0, (width, width))),
+        Tensor(
+            "fc1",
+            (2 * width, hidden),
+            (Source("gate", (width, hidden)), Source("up", (width, hidden))),
+            identity(2 * width),
+            Shard("split", 0, (width, width)),
+        ),
         Tensor("norm", (hidden,), (Source("n", (hidden,)),), identity(hidden)),
         Tensor("embedding", (total, hidden), (Source("e", (vocab, hidden)),), padded(vocab, total), COLUMN),
     ]
@@ -143,7 +148,9 @@ def test_runs_cover_in_order_and_never_cross_a_source(lengths, random):
             which = np.searchsorted(starts, [row, row + last - first - 1], side="right")
             assert which[0] == which[1], (rows, row)
             rebuilt += range(row, row + last - first)
-        joins = before is not None and (row == before == FILL or (FILL not in (row, before) and row == before and row not in starts))
+        joins = before is not None and (
+            row == before == FILL or (FILL not in (row, before) and row == before and row not in starts)
+        )
         assert not joins, (rows.tolist(), first)
         before = FILL if row == FILL else row + last - first
     assert rebuilt == rows.tolist()
@@ -180,15 +187,27 @@ def spoiled(rows, at, value):
 RIGHT = tensors(2, 3, 4, 5, 6, 23, 2)
 QKV, OUT, FC1, EMB = RIGHT[0], RIGHT[2], RIGHT[3], RIGHT[5]
 FAULTS = {
-    "row taken twice, one never": (CoverageError, [replace(QKV, rows=spoiled(QKV.rows, 3, QKV.rows[4]))], r"qkv: source row \d+ is taken [02]"),
+    "row taken twice, one never": (
+        CoverageError,
+        [replace(QKV, rows=spoiled(QKV.rows, 3, QKV.rows[4]))],
+        r"qkv: source row \d+ is taken [02]",
+    ),
     "row lost to fill": (CoverageError, [replace(OUT, rows=spoiled(OUT.rows, 0, FILL))], "out: source row 0 is taken 0 times"),
-    "row missing": (CoverageError, [replace(FC1, shape=(11, 5), rows=FC1.rows[:-1], shard=REPLICATED)], "source row 11 is taken 0 times"),
+    "row missing": (
+        CoverageError,
+        [replace(FC1, shape=(11, 5), rows=FC1.rows[:-1], shard=REPLICATED)],
+        "source row 11 is taken 0 times",
+    ),
     "two owners": (CoverageError, [FC1, replace(FC1, name="fc1 again")], "gate is taken twice: by fc1 and by fc1 again"),
     "shards overlap": (CoverageError, [replace(OUT, shard=Overlapping("split", 1))], "position 0 on axis 1 is held by 2 ranks"),
     "wrong columns": (CoverageError, [replace(FC1, shape=(12, 4))], "differ in shape"),
     "sources of two shapes": (CoverageError, [replace(QKV, sources=(*QKV.sources[:2], Source("v", (8, 4))))], "differ in shape"),
     "cut not whole": (PlanError, [replace(EMB, shape=(23, 5), rows=identity(23))], "lower tp"),
-    "sections not whole": (PlanError, [replace(FC1, shard=Shard("split", 0, (5, 7)))], "5 positions on axis 0 cannot be cut into 2"),
+    "sections not whole": (
+        PlanError,
+        [replace(FC1, shard=Shard("split", 0, (5, 7)))],
+        "5 positions on axis 0 cannot be cut into 2",
+    ),
 }
 
 
@@ -202,7 +221,9 @@ def test_the_proof_refuses_a_planted_fault(name):
 
 def test_faults_after_a_right_tensor_of_the_same_sizes_are_seen():
     """The proof counts a shared index once; a spoiled index or shard of equal sizes is not taken for it, in any order."""
-    wrong = replace(QKV, name="layer 2", sources=tuple(replace(s, name="2" + s.name) for s in QKV.sources), rows=spoiled(QKV.rows, 0, 1))
+    wrong = replace(
+        QKV, name="layer 2", sources=tuple(replace(s, name="2" + s.name) for s in QKV.sources), rows=spoiled(QKV.rows, 0, 1)
+    )
     for order in itertools.permutations([QKV, wrong]):
         with pytest.raises(CoverageError, match="layer 2"):
             prove(list(order), ParallelPlan(tp=2))

@@ -71,6 +71,6 @@ def _same_family(family: Family, named: tuple[str, ...], model_type: Any) -> Non
     for other in families().values() if family.model_types else ():
         if other is not family and model_type in other.model_types and model_type not in family.model_types:
             raise ConfigError(
-                f"config fields 'architectures' = {list(named)} ({family.name}) and 'model_type' = {model_type!r} ({other.name}) contradict;"
-                " correct one of them"
+                f"config fields 'architectures' = {list(named)} ({family.name}) and 'model_type' = {model_type!r} ({other.name})"
+                " contradict; correct one of them"
             )

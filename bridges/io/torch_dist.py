@@ -82,7 +82,6 @@ def load(chunks: list, path: str | Path) -> None:
     """Fill model chunks of any plan from a checkpoint saved under any plan. Raises CheckpointError naming what does not fit."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.core import CheckpointingException
-
     from torch.distributed.checkpoint.api import CheckpointException
 
     folder = iteration_folder(path)
