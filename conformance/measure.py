@@ -9,7 +9,7 @@ from typing import Any
 
 from .api import load_adapter
 
-SEQ, BATCH, MICRO_BATCHES = 24, 4, 2
+SEQ, BATCH = 24, 4
 LONG, LONG_FROM = 1088, 1000
 STEPS, RATE = 3, 0.05  # of plain SGD; large enough that every weight moves visibly
 FACTOR = -0.5  # exact in every float type: what perturbed weights are multiplied by
@@ -208,7 +208,8 @@ def _run_schedule(chunks: list, vocab: int, *, forward_only: bool = False):
         chunks[0].config.finalize_model_grads_func = finalize_model_grads
     ids, probe = inputs(vocab)
     mine = _local_positions(ids.shape[1])
-    size = ids.shape[0] // MICRO_BATCHES
+    micro_batches = 4 if len(chunks) > 1 else 2  # with virtual stages two are all warm-up: the steady state must run too
+    size = ids.shape[0] // micro_batches
     tokens = size * ids.shape[1]
     batches = list(zip(ids.split(size), probe.split(size), strict=True))
     positions = torch.arange(ids.shape[1])[mine].expand(size, -1)
@@ -231,7 +232,7 @@ def _run_schedule(chunks: list, vocab: int, *, forward_only: bool = False):
         forward_step_func=step,
         data_iterator=iterators if virtual else iterators[0],
         model=chunks if virtual else chunks[0],
-        num_microbatches=MICRO_BATCHES,
+        num_microbatches=micro_batches,
         seq_length=ids.shape[1],
         micro_batch_size=size,
         forward_only=forward_only,

