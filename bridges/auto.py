@@ -152,7 +152,13 @@ class AutoBridge:
 
     # -------------------------------------------------------------------------------------------------- Hugging Face files
     def save_hf_pretrained(
-        self, model, path: str | Path, *, max_shard_size: int | str = "5GB", overwrite: bool = False, progress: Progress | None = None
+        self,
+        model,
+        path: str | Path,
+        *,
+        max_shard_size: int | str = "5GB",
+        overwrite: bool = False,
+        progress: Progress | None = None,
     ) -> None:
         """Write a complete model folder: weights, index, config.json of the model as it is now, and the source's small files.
 
@@ -192,7 +198,12 @@ class AutoBridge:
     def save_megatron_model(self, model, path: str | Path, *, overwrite: bool = False) -> None:
         """Save as a torch_dist checkpoint that megatron-core's loaders read, with what is needed to rebuild or export the model."""
         config = self.hf_config_for(model)
-        record = {"family": self.family.name, "hf_config": config, "plan": str(ParallelPlan(**_running())), "allow_fields": self.allow_fields}
+        record = {
+            "family": self.family.name,
+            "hf_config": config,
+            "plan": str(ParallelPlan(**_running())),
+            "allow_fields": self.allow_fields,
+        }
         torch_dist.save(as_chunks(model), path, record=record, source=self.folder, overwrite=overwrite)
 
     def load_megatron_model(self, path: str | Path, *, plan: ParallelPlan | str = "", wrap_with_ddp: bool = False) -> list:
@@ -213,7 +224,13 @@ class AutoBridge:
 
     @classmethod
     def import_ckpt(
-        cls, hf_model_id: str | Path, megatron_path: str | Path, *, plan: ParallelPlan | str = "", overwrite: bool = False, **hub: Any
+        cls,
+        hf_model_id: str | Path,
+        megatron_path: str | Path,
+        *,
+        plan: ParallelPlan | str = "",
+        overwrite: bool = False,
+        **hub: Any,
     ) -> None:
         """Hugging Face folder (or hub id) -> torch_dist checkpoint."""
         bridge = cls.from_hf_pretrained(hf_model_id, **hub)
@@ -283,12 +300,18 @@ def _download(name: str, hub: dict) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, **hub))
     except Exception as offline:
-        raise ConfigError(f"{name!r} is neither a local folder nor a model the hub client can fetch ({type(offline).__name__}: {offline})") from offline
+        raise ConfigError(
+            f"{name!r} is neither a local folder nor a model the hub client can fetch ({type(offline).__name__}: {offline})"
+        ) from offline
 
 
 def _running() -> dict[str, int | None]:
     sizes = parallel.sizes()
-    return {**sizes, "etp": None if sizes["etp"] == sizes["tp"] else sizes["etp"], "dp": parallel.world_size() // (sizes["tp"] * sizes["cp"] * sizes["pp"])}
+    return {
+        **sizes,
+        "etp": None if sizes["etp"] == sizes["tp"] else sizes["etp"],
+        "dp": parallel.world_size() // (sizes["tp"] * sizes["cp"] * sizes["pp"]),
+    }
 
 
 def _reported(stream, progress: Progress | None):

@@ -73,16 +73,25 @@ def windows_by_layer(*, width: int = 4096, first_full: int = 28) -> Rule:
             if not isinstance(edge, int) or isinstance(edge, bool):
                 raise ConfigError(f"config field 'max_window_layers' is {edge!r}; expected int")
             kinds = ["sliding_attention" if size is not None and i >= edge else "full_attention" for i in range(layers)]
-        if not isinstance(kinds, list) or len(kinds) != layers or any(k not in ("sliding_attention", "full_attention") for k in kinds):
+        if (
+            not isinstance(kinds, list)
+            or len(kinds) != layers
+            or any(k not in ("sliding_attention", "full_attention") for k in kinds)
+        ):
             raise ConfigError(
                 f"config field 'layer_types' must name sliding_attention or full_attention for each of the {layers} layers, got {kinds}"
             )
         slides = [int(kind == "sliding_attention") for kind in kinds]
         if any(slides) and size is None:
-            raise ConfigError("config field 'layer_types' asks for sliding attention while use_sliding_window/sliding_window turn it off")
+            raise ConfigError(
+                "config field 'layer_types' asks for sliding attention while use_sliding_window/sliding_window turn it off"
+            )
         if not any(slides):
             return {"window_size": None, "window_attn_skip_freq": None}
-        return {"window_size": [typed("sliding_window", size, int) - 1, 0], "window_attn_skip_freq": None if all(slides) else slides}
+        return {
+            "window_size": [typed("sliding_window", size, int) - 1, 0],
+            "window_attn_skip_freq": None if all(slides) else slides,
+        }
 
     def write(v, hf):
         if v["window_size"] is None:
@@ -128,7 +137,11 @@ def rope(*, partial: float | None = None) -> Rule:
         params = _rope_parameters(hf)
         kind, percent = params.pop("rope_type"), _percent(params, hf, partial)
         out = dict.fromkeys(ROPE_FIELDS)
-        out |= {"rotary_base": typed("rope_theta", params.pop("rope_theta"), float), "rotary_percent": percent, "rope_scaling": False}
+        out |= {
+            "rotary_base": typed("rope_theta", params.pop("rope_theta"), float),
+            "rotary_percent": percent,
+            "rope_scaling": False,
+        }
         if kind == "linear":
             out["seq_len_interpolation_factor"] = typed("rope_scaling.factor", params.pop("factor", None), float)
         elif kind == "llama3":
@@ -140,7 +153,9 @@ def rope(*, partial: float | None = None) -> Rule:
             raise ConfigError(f"rope type {kind!r} is not supported by this family; supported: default, linear, llama3")
         left = {k: x for k, x in params.items() if x is not None}
         if left:
-            raise ConfigError(f"rope parameters {left} mean nothing for rope type {kind!r}; remove them or name the type they belong to")
+            raise ConfigError(
+                f"rope parameters {left} mean nothing for rope type {kind!r}; remove them or name the type they belong to"
+            )
         return out
 
     def write(v, hf):
@@ -189,4 +204,3 @@ def _percent(params: dict, hf, partial: float | None) -> float:
             raise ConfigError(f"config field 'partial_rotary_factor' is {percent}; this family rotates whole heads")
         return 1.0
     return typed("partial_rotary_factor", percent, float)
-

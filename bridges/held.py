@@ -77,7 +77,7 @@ def _weights(chunk) -> Iterator[tuple[str, Any]]:
         local = _LAYER.match(name)
         if local:
             number = chunk.decoder.layers[int(local[1])].layer_number - 1
-            name = f"decoder.layers.{number}.{name[local.end():]}"
+            name = f"decoder.layers.{number}.{name[local.end() :]}"
         yield name, weight
 
 

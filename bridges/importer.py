@@ -27,7 +27,9 @@ def check_source(source: SafetensorsSource, architecture: Architecture) -> None:
             " checkpoint to bf16 first, raw quantised values are never read as weights"
         )
     if missing:
-        raise CheckpointError(f"{source.folder} lacks {len(missing)} tensors: {listing(missing)}; is a shard or its index missing?")
+        raise CheckpointError(
+            f"{source.folder} lacks {len(missing)} tensors: {listing(missing)}; is a shard or its index missing?"
+        )
     if extra:
         raise CheckpointError(
             f"{source.folder} holds {len(extra)} tensors that no relation consumes: {listing(extra)}; is the config of another model,"
@@ -38,7 +40,9 @@ def check_source(source: SafetensorsSource, architecture: Architecture) -> None:
             raise CheckpointError(f"{name} is {list(source.shape(name))} on disk; config.json makes it {list(shape)}")
         source.dtype(name)
     if tied and tied[0] in source and source.shape(tied[0]) != wanted[tied[1]]:
-        raise CheckpointError(f"{tied[0]} is {list(source.shape(tied[0]))} on disk; tied to {tied[1]} it must be {list(wanted[tied[1]])}")
+        raise CheckpointError(
+            f"{tied[0]} is {list(source.shape(tied[0]))} on disk; tied to {tied[1]} it must be {list(wanted[tied[1]])}"
+        )
 
 
 def load(

@@ -118,4 +118,6 @@ def _prove_shards(tensor: Tensor, size: int, ranks: int) -> None:
     count = np.bincount(np.concatenate(held), minlength=size)
     if (count != 1).any():
         bad = int(np.flatnonzero(count != 1)[0])
-        raise CoverageError(f"{tensor.name}: position {bad} on axis {tensor.shard.axis} is held by {int(count[bad])} ranks, not one")
+        raise CoverageError(
+            f"{tensor.name}: position {bad} on axis {tensor.shard.axis} is held by {int(count[bad])} ranks, not one"
+        )

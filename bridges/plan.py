@@ -75,7 +75,9 @@ class ParallelPlan:
             elif key in _SIZES and value and "-" not in value:
                 fields[key] = int(value)
             else:
-                raise PlanError(f"plan word {word!r} not understood{nearest(key, (*_SIZES, 'sp', 'split'))}; write e.g. tp2,pp2,vpp2,sp")
+                raise PlanError(
+                    f"plan word {word!r} not understood{nearest(key, (*_SIZES, 'sp', 'split'))}; write e.g. tp2,pp2,vpp2,sp"
+                )
         return cls(**fields)
 
     def __str__(self) -> str:

@@ -86,11 +86,15 @@ class Provider:
         first, last = v.get("num_layers_in_first_pipeline_stage"), v.get("num_layers_in_last_pipeline_stage")
         if split is None and (first or last):
             if fields["vpp"] > 1:
-                raise PlanError("num_layers_in_first/last_pipeline_stage with virtual stages: name the layers of every stage in pipeline_split")
+                raise PlanError(
+                    "num_layers_in_first/last_pipeline_stage with virtual stages: name the layers of every stage in pipeline_split"
+                )
             middle = fields["pp"] - bool(first) - bool(last)
             rest = v["num_layers"] - (first or 0) - (last or 0)
             if (middle and rest % middle) or (not middle and rest):
-                raise PlanError(f"{rest} layers are left for {middle} middle pipeline stages; name an even number or a pipeline_split")
+                raise PlanError(
+                    f"{rest} layers are left for {middle} middle pipeline stages; name an even number or a pipeline_split"
+                )
             split = [first] * bool(first) + [rest // middle] * middle * bool(middle) + [last] * bool(last)
         return ParallelPlan(**{**fields, "split": tuple(split) if split else None})
 
@@ -114,7 +118,9 @@ class Provider:
         fixed = {key: value for block in blocks for key, value in block.settings().items()}
         for key, value in fixed.items():
             if self.settings[key] != value:
-                raise ConfigError(f"provider.{key} = {self.settings[key]!r}: the {self.family.name} architecture fixes it to {value!r}")
+                raise ConfigError(
+                    f"provider.{key} = {self.settings[key]!r}: the {self.family.name} architecture fixes it to {value!r}"
+                )
         return Architecture(self.family, fixed | {n: _plain(n, self.settings[n]) for n in names})
 
     @property
@@ -135,7 +141,9 @@ class Provider:
         ours = set(_MODEL_FIELDS) | set(_PARALLEL) | set(_FROM_HF) | {f for rule in self.family.config for f in rule.fields}
         for name in self.settings:
             if name not in known | ours:
-                raise ConfigError(f"provider has no field {name!r}{nearest(name, known | ours)}; megatron-core's TransformerConfig does not either")
+                raise ConfigError(
+                    f"provider has no field {name!r}{nearest(name, known | ours)}; megatron-core's TransformerConfig does not either"
+                )
         self._check_sizes()
         self.__dict__["config"] = TransformerConfig(**{**self._config_fields(known), **self._pipeline_fields()})
         return self
@@ -146,7 +154,9 @@ class Provider:
             raise PlanError(f"a vocabulary of {v['vocab_size']} does not divide by tp {tp}; set should_pad_vocab to True")
         slides = v.get("window_attn_skip_freq")
         if isinstance(slides, list) and len(slides) != v["num_layers"]:
-            raise ConfigError(f"provider.window_attn_skip_freq has {len(slides)} entries for {v['num_layers']} layers; give one a layer")
+            raise ConfigError(
+                f"provider.window_attn_skip_freq has {len(slides)} entries for {v['num_layers']} layers; give one a layer"
+            )
 
     def _config_fields(self, known: set[str]) -> dict[str, Any]:
         import torch
@@ -173,7 +183,9 @@ class Provider:
             # Batched p2p between the same two ranks is silently wrong for interleaved stages at PP=2 (megatron.training's
             # argument check guards it, core does not): overlapped p2p sends one message at a time.
             if v.get("overlap_p2p_comm") is False or v.get("batch_p2p_comm") is True:
-                raise PlanError("virtual pipeline stages need overlap_p2p_comm=True and batch_p2p_comm=False; batched p2p is silently wrong")
+                raise PlanError(
+                    "virtual pipeline stages need overlap_p2p_comm=True and batch_p2p_comm=False; batched p2p is silently wrong"
+                )
             fields |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
         if v["pipeline_split"] is not None:
             stages = [["decoder"] * len(layers) for layers in plan.placement(v["num_layers"])]
@@ -195,7 +207,9 @@ class Provider:
         from megatron.core.models.gpt.gpt_model import GPTModel
 
         engine = self.config.transformer_impl == "transformer_engine"
-        spec = get_gpt_decoder_block_spec(self.config, use_transformer_engine=engine, normalization=self.config.normalization, vp_stage=vp_stage)
+        spec = get_gpt_decoder_block_spec(
+            self.config, use_transformer_engine=engine, normalization=self.config.normalization, vp_stage=vp_stage
+        )
         ends = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
         arguments = {name: self.settings[name] for name in inspect.signature(GPTModel).parameters if name in self.settings}
         arguments |= {
@@ -231,7 +245,8 @@ class Provider:
 
         ddp_config = ddp_config or DistributedDataParallelConfig()
         return [
-            DistributedDataParallel(self.config, ddp_config, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)
+            DistributedDataParallel(self.config, ddp_config, chunk, disable_bucketing=index > 0)
+            for index, chunk in enumerate(chunks)
         ]
 
     def register_pre_wrap_hook(self, hook) -> None:
@@ -245,7 +260,13 @@ def _activations() -> dict[str, Any]:
     import torch.nn.functional as F
     from megatron.core.activations import squared_relu
 
-    return {"silu": F.silu, "gelu": F.gelu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"), "relu": F.relu, "relu2": squared_relu}
+    return {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+        "relu": F.relu,
+        "relu2": squared_relu,
+    }
 
 
 def _activation(name: str):
@@ -261,6 +282,8 @@ def _plain(name: str, value: Any) -> Any:
     if name == "activation_func" and not isinstance(value, str):
         known = {id(function): key for key, function in _activations().items()}
         if id(value) not in known:
-            raise ConfigError(f"provider.activation_func = {value!r} has no name in config.json; use one of {', '.join(known.values())}")
+            raise ConfigError(
+                f"provider.activation_func = {value!r} has no name in config.json; use one of {', '.join(known.values())}"
+            )
         return known[id(value)]
     return list(value) if isinstance(value, tuple) else value

@@ -37,8 +37,10 @@ def main() -> None:
 
     with contextlib.closing(lab):
         show("# Figures\n")
-        show(f"`make bench` on {time.strftime('%Y-%m-%d')}: {os.cpu_count()} cores, Python {platform.python_version()}, "
-             f"load {os.getloadavg()[0]:.1f} at the start.\n")
+        show(
+            f"`make bench` on {time.strftime('%Y-%m-%d')}: {os.cpu_count()} cores, Python {platform.python_version()}, "
+            f"load {os.getloadavg()[0]:.1f} at the start.\n"
+        )
         for section in (parity, worlds, commands):
             for line in section(lab):
                 show(line)
@@ -57,7 +59,10 @@ def parity(lab: Lab):
         toy = Toy(variants[0])
         for plan in plans.NIGHTLY:
             if lab.adapter.possible(toy.config, plan) is None:
-                cells = [_cell(lab, Case(family, toy, plan, "fp32", "both", check)) for check in ("forward.logits", "grad.parameters", "roundtrip.bits")]
+                cells = [
+                    _cell(lab, Case(family, toy, plan, "fp32", "both", check))
+                    for check in ("forward.logits", "grad.parameters", "roundtrip.bits")
+                ]
                 yield f"| {family} | {plan} | {' | '.join(cells)} |"
 
 

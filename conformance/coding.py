@@ -63,7 +63,9 @@ def write_coded(folder: Path, out: Path) -> Code:
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     code = Code.of(dict(sorted(shapes.items())))
     out.mkdir(parents=True)
-    save_file({name: torch.from_numpy(code.values(name)) for name in code.names}, out / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: torch.from_numpy(code.values(name)) for name in code.names}, out / "model.safetensors", metadata={"format": "pt"}
+    )
     config = json.loads((folder / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config))
     return code

@@ -57,12 +57,16 @@ class Lab:
     # ------------------------------------------------------------------------------------------------------------- results
     def reference(self, toy) -> dict:
         """transformers' logits and gradients of a toy; see measure.reference."""
-        return self._once(("reference", toy), lambda: self.clean_task("reference", folder=str(self.folder(toy)), vocab=toy.config["vocab_size"]))
+        return self._once(
+            ("reference", toy), lambda: self.clean_task("reference", folder=str(self.folder(toy)), vocab=toy.config["vocab_size"])
+        )
 
     def trained(self, toy) -> dict:
         """transformers' weights of a toy after some SGD steps; see measure.trained_reference."""
         vocab = toy.config["vocab_size"]
-        return self._once(("trained", toy), lambda: self.clean_task("trained_reference", folder=str(self.folder(toy)), vocab=vocab))
+        return self._once(
+            ("trained", toy), lambda: self.clean_task("trained_reference", folder=str(self.folder(toy)), vocab=vocab)
+        )
 
     def measured(self, toy, plan: str, dtype: str = "fp32") -> dict:
         """What the bridge gave under a plan, ranks merged: weights, perturbed, logits, gradients of the ranks that have them; digests
@@ -71,7 +75,10 @@ class Lab:
         def run():
             kwargs = {"folder": str(self.folder(toy, dtype)), "vocab": toy.config["vocab_size"], "forward": dtype == "fp32"}
             ranks = self.rank_task("measure", plan, **kwargs)
-            merged = {key: next((r[key] for r in ranks if r.get(key) is not None), None) for key in ("weights", "perturbed", "logits", "gradients")}
+            merged = {
+                key: next((r[key] for r in ranks if r.get(key) is not None), None)
+                for key in ("weights", "perturbed", "logits", "gradients")
+            }
             return merged | {"digests": [r["digest"] for r in ranks], "replicas": [pair for r in ranks for pair in r["replicas"]]}
 
         return self._once(("measured", toy, plan, dtype), run)

@@ -42,5 +42,9 @@ def assemble(ranks: list[list]) -> tuple[dict[str, np.ndarray], list[str]]:
             if ((window != -1) & (window != numbers)).any():
                 problems.append(f"rank {rank} disagrees with another on {key} at offset {list(offset)}")
             window[...] = numbers
-    problems += [f"{key} has {int((numbers == -1).sum())} elements that no rank holds" for key, numbers in whole.items() if (numbers == -1).any()]
+    problems += [
+        f"{key} has {int((numbers == -1).sum())} elements that no rank holds"
+        for key, numbers in whole.items()
+        if (numbers == -1).any()
+    ]
     return whole, problems

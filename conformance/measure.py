@@ -57,7 +57,9 @@ def reload(folder: str, vocab: int) -> dict[str, Any]:
     """*clean world*: load a folder with stock transformers, strictly; its logits and what loading complained about."""
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype="auto", output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype="auto", output_loading_info=True
+    )
     import torch
 
     with torch.no_grad():
@@ -117,7 +119,11 @@ def measure(adapter: str, folder: str, plan: str, vocab: int, *, forward: bool =
     chunks = bridge.build(path, plan, with_ddp=forward)
     rank = torch.distributed.get_rank()
     exported = dict(bridge.export_weights(chunks, path))
-    out: dict[str, Any] = {"digest": _digest_all(exported), "weights": exported if rank == 0 else None, "replicas": _replicas(chunks)}
+    out: dict[str, Any] = {
+        "digest": _digest_all(exported),
+        "weights": exported if rank == 0 else None,
+        "replicas": _replicas(chunks),
+    }
     if forward:
         out["logits"] = _run_schedule(chunks, vocab)
         gradients = dict(bridge.export_gradients(chunks, path))

@@ -19,7 +19,9 @@ OPTIONS = {
 def pytest_addoption(parser):
     """Options of the suite."""
     group = parser.getgroup("shardproof", "conformance of checkpoint bridges")
-    group.addoption("--bridge", default="reference", help="adapter to test: module:NAME or an installed entry point (default: reference)")
+    group.addoption(
+        "--bridge", default="reference", help="adapter to test: module:NAME or an installed entry point (default: reference)"
+    )
     for name, text in OPTIONS.items():
         group.addoption(f"--{name}", action="append", default=[], help=text)
     group.addoption("--profile", choices=("default", "nightly"), default="default", help="breadth: plans a toy")
@@ -149,9 +151,14 @@ class Recorder:
         import importlib.metadata as md
 
         versions = {p: md.version(p) for p in ("torch", "megatron-core", "transformers", "safetensors", "pytest")}
-        return {"bridge": self.config.getoption("bridge"), "profile": self.config.getoption("profile"), "versions": versions,
-                "world": self.host, "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.started)),
-                "seconds": round(time.time() - self.started, 1)}
+        return {
+            "bridge": self.config.getoption("bridge"),
+            "profile": self.config.getoption("profile"),
+            "versions": versions,
+            "world": self.host,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.started)),
+            "seconds": round(time.time() - self.started, 1),
+        }
 
 
 def _case(item):

@@ -293,7 +293,7 @@ def saved(
     """*rank*: import `folder` and save it as ``hf`` or ``megatron``; None, or the error.
 
     limit: no file may grow past so many bytes. kill: [name of a function "module:attribute", number of its call that ends this
-    process]. """
+    process]."""
     import resource
 
     from shardproof.bridges.auto import AutoBridge

@@ -315,7 +315,7 @@ def test_import_export_round_trip(toy, tmp_path):
     assert not re.search("warning|deprecated", text.stderr, re.IGNORECASE), text.stderr
     assert weights(back) == weights(source)
     assert {"tokenizer.json", "generation_config.json", "config.json", "model.safetensors.index.json"} <= _names(back)
-    assert "model.json" not in _names(back), "the checkpoint's own record is no file of the model"
+    assert "shardproof_model.json" not in _names(back), "the checkpoint's own record is no file of the model"
     launch("export", tmp_path / "megatron", tmp_path / "with_hf", "--hf", source, "--json")
     assert weights(tmp_path / "with_hf") == weights(source)
     assert json.loads((tmp_path / "with_hf/config.json").read_text()).get("dtype", "bfloat16") == "bfloat16"

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from shardproof.bridges import pages
 from shardproof.conformance.api import Verdict
 from shardproof.conformance.checks import CHECKS
@@ -95,9 +94,8 @@ def test_marked_snippets_run(page, tmp_path):
 @pytest.mark.parametrize("page", [p for p in PAGES if "\nshardproof " in p.read_text()], ids=name)
 def test_commands_and_options_exist(page):
     """Every `shardproof` line names a command and options that it has."""
-    from typer.main import get_command
-
     from shardproof.bridges.cli import app
+    from typer.main import get_command
 
     commands = get_command(app).commands
     for line in re.findall(r"^shardproof (.*?)(?: #.*)?$", "".join(f["text"] for f in fences(page, "bash")), re.M):

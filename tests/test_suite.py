@@ -40,7 +40,15 @@ def test_results_are_whole(good):
     lines = [json.loads(line) for line in (good[1] / "results.jsonl").read_text().splitlines()]
     header, cases, footer = lines[0], lines[1:-1], lines[-1]
     assert header["kind"] == "header" and header["world"]["transformer_engine"] and header["versions"]["megatron-core"]
-    assert footer == {"kind": "footer", "cases": len(cases), "pass": len(cases), "known": 0, "not-run": 0, "unknown": 0, "fail": 0}
+    assert footer == {
+        "kind": "footer",
+        "cases": len(cases),
+        "pass": len(cases),
+        "known": 0,
+        "not-run": 0,
+        "unknown": 0,
+        "fail": 0,
+    }
     assert len({c["id"] for c in cases}) == len(cases)
     assert all(c["error"] <= 1e-5 for c in cases if c["check"] == "grad.parameters")
 
@@ -52,7 +60,7 @@ def test_the_page_stands_alone(good):
     assert "qwen3/Qwen3-0.6B/tp2,sp/fp32/both/grad.parameters" in page
 
 
-WRONG = '''
+WRONG = """
 from shardproof.bridges.adapter import ReferenceAdapter
 
 class Wrong(ReferenceAdapter):
@@ -62,7 +70,7 @@ class Wrong(ReferenceAdapter):
         return chunks
 
 ADAPTER = Wrong()
-'''
+"""
 
 
 FC1 = "next(p for n, p in chunks[0].named_parameters() if 'linear_fc1.weight' in n).data"

@@ -33,7 +33,14 @@ def test_toys_keep_the_structure(name):
     published = fixtures.published(name)
     big, small = (find_family(c).architecture(c).settings for c in (published, toy_config(published)))
     assert big["num_attention_heads"] // big["num_query_groups"] == small["num_attention_heads"] // small["num_query_groups"]
-    for key in ("share_embeddings_and_output_weights", "rotary_base", "rotary_percent", "rope_scaling", "rope_scaling_factor", "activation_func"):
+    for key in (
+        "share_embeddings_and_output_weights",
+        "rotary_base",
+        "rotary_percent",
+        "rope_scaling",
+        "rope_scaling_factor",
+        "activation_func",
+    ):
         assert big[key] == small[key], key
     assert (big.get("window_size") is None) == (small.get("window_size") is None)
     assert big["layernorm_epsilon"] == small["layernorm_epsilon"]
@@ -60,7 +67,13 @@ def test_the_lint_bites(change, rule):
 
 def test_loud_weights_are_loud():
     """Law: every tensor has its own distribution; nothing is constant, zero or near one; the same name and seed give the same values."""
-    shapes = {"a.q_proj.weight": (32, 48), "a.k_proj.weight": (32, 48), "a.norm.weight": (48,), "b.norm.weight": (48,), "a.q_proj.bias": (32,)}
+    shapes = {
+        "a.q_proj.weight": (32, 48),
+        "a.k_proj.weight": (32, 48),
+        "a.norm.weight": (48,),
+        "b.norm.weight": (48,),
+        "a.q_proj.bias": (32,),
+    }
     values = {name: loud(name, shape) for name, shape in shapes.items()}
     for name, tensor in values.items():
         assert tensor.std() > 0.05 and (tensor != 0).all(), name

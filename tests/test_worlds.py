@@ -23,8 +23,14 @@ from shardproof.conformance.worlds.workers import Workers
 HERE = Path(__file__).resolve().parent
 HOST = "shardproof.bridges.host:install"
 TASKS = "test_worlds_tasks"
-LAYOUTS = [{"tp": 2, "pp": 2, "vpp": 2}, {"tp": 4}, {"cp": 2, "tp": 2}, {"ep": 4, "etp": 1}, {"tp": 2, "ep": 2, "etp": 1},
-           {"pp": 4}]
+LAYOUTS = [
+    {"tp": 2, "pp": 2, "vpp": 2},
+    {"tp": 4},
+    {"cp": 2, "tp": 2},
+    {"ep": 4, "etp": 1},
+    {"tp": 2, "ep": 2, "etp": 1},
+    {"pp": 4},
+]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,9 @@ def test_a_layout_change_costs_milliseconds(pools):
     with Pool(4, host=HOST) as pool:
         warm = pool.start_seconds
     change = statistics.median(changes)
-    print(f"\nlayout change {change * 1e3:.1f} ms (median of {len(changes)}); start of 4 ranks {warm * 1e3:.0f} ms; ratio {warm / change:.0f}")
+    print(
+        f"\nlayout change {change * 1e3:.1f} ms (median of {len(changes)}); start of 4 ranks {warm * 1e3:.0f} ms; ratio {warm / change:.0f}"
+    )
     assert change < warm / 3, (change, warm)
 
 
@@ -110,6 +118,7 @@ def test_a_task_does_not_leak_into_the_next(pools):
 
 def test_layouts_come_from_mappings_and_objects():
     """Any object with the names of the sizes is a layout; what is not one is refused with the reason."""
+
     class Plan:
         tp, pp, vpp, cp, ep, etp = 2, 2, None, 1, 4, 1
 
@@ -133,11 +142,14 @@ def test_a_layout_that_does_not_fit_is_refused_before_any_rank_runs(pools):
 
 
 # ------------------------------------------------------------------------------------------------------------- failures
-@pytest.mark.parametrize("how, type_name, words", [
-    ("raise", "ValueError", "rank 1 of 4 raised ValueError: planted in rank 1"),
-    ("exit", "ProcessDied", "rank 1 of 4 died with exit code 7"),
-    ("kill", "ProcessDied", "rank 1 of 4 died with signal 9 (SIGKILL)"),
-])
+@pytest.mark.parametrize(
+    "how, type_name, words",
+    [
+        ("raise", "ValueError", "rank 1 of 4 raised ValueError: planted in rank 1"),
+        ("exit", "ProcessDied", "rank 1 of 4 died with exit code 7"),
+        ("kill", "ProcessDied", "rank 1 of 4 died with signal 9 (SIGKILL)"),
+    ],
+)
 def test_the_failing_rank_is_named_while_its_peers_wait(pools, how, type_name, words):
     """The error tells the true cause, not the peers' lost connections, with the rank's output; the next run works."""
     pools.get(4)

@@ -20,20 +20,34 @@ def sizes():
     tp, dp = torch.ones(1), torch.ones(1)
     dist.all_reduce(tp, group=ps.get_tensor_model_parallel_group())
     dist.all_reduce(dp, group=ps.get_data_parallel_group())
-    return {"rank": dist.get_rank(), "world": dist.get_world_size(), "tp": ps.get_tensor_model_parallel_world_size(),
-            "pp": ps.get_pipeline_model_parallel_world_size(), "vpp": ps.get_virtual_pipeline_model_parallel_world_size(),
-            "cp": ps.get_context_parallel_world_size(), "ep": ps.get_expert_model_parallel_world_size(),
-            "etp": ps.get_expert_tensor_parallel_world_size(), "dp": ps.get_data_parallel_world_size(),
-            "vpp_rank": ps.get_virtual_pipeline_model_parallel_rank(), "tp_sum": int(tp), "dp_sum": int(dp)}
+    return {
+        "rank": dist.get_rank(),
+        "world": dist.get_world_size(),
+        "tp": ps.get_tensor_model_parallel_world_size(),
+        "pp": ps.get_pipeline_model_parallel_world_size(),
+        "vpp": ps.get_virtual_pipeline_model_parallel_world_size(),
+        "cp": ps.get_context_parallel_world_size(),
+        "ep": ps.get_expert_model_parallel_world_size(),
+        "etp": ps.get_expert_tensor_parallel_world_size(),
+        "dp": ps.get_data_parallel_world_size(),
+        "vpp_rank": ps.get_virtual_pipeline_model_parallel_rank(),
+        "tp_sum": int(tp),
+        "dp_sum": int(dp),
+    }
 
 
 def ranks():
     """Coordinates of this rank."""
     from megatron.core import parallel_state as ps
 
-    return {"tp": ps.get_tensor_model_parallel_rank(), "pp": ps.get_pipeline_model_parallel_rank(),
-            "ep": ps.get_expert_model_parallel_rank(), "dp": ps.get_data_parallel_rank(),
-            "tp_ranks": _members(ps.get_tensor_model_parallel_group()), "size": ps.get_tensor_model_parallel_world_size()}
+    return {
+        "tp": ps.get_tensor_model_parallel_rank(),
+        "pp": ps.get_pipeline_model_parallel_rank(),
+        "ep": ps.get_expert_model_parallel_rank(),
+        "dp": ps.get_data_parallel_rank(),
+        "tp_ranks": _members(ps.get_tensor_model_parallel_group()),
+        "size": ps.get_tensor_model_parallel_world_size(),
+    }
 
 
 def _members(group):
@@ -105,15 +119,39 @@ def _gpt(heads, **more):
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     config = TransformerConfig(
-        num_layers=8, hidden_size=64, ffn_hidden_size=96, num_attention_heads=heads, num_query_groups=heads, kv_channels=16,
-        normalization="RMSNorm", gated_linear_unit=True, activation_func=torch.nn.functional.silu, add_bias_linear=False,
-        attention_dropout=0.0, hidden_dropout=0.0, gradient_accumulation_fusion=False, bias_dropout_fusion=False,
-        masked_softmax_fusion=False, apply_rope_fusion=False, persist_layer_norm=False, pipeline_dtype=torch.float32,
+        num_layers=8,
+        hidden_size=64,
+        ffn_hidden_size=96,
+        num_attention_heads=heads,
+        num_query_groups=heads,
+        kv_channels=16,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        gradient_accumulation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        pipeline_dtype=torch.float32,
         tensor_model_parallel_size=ps.get_tensor_model_parallel_world_size(),
-        pipeline_model_parallel_size=ps.get_pipeline_model_parallel_world_size(), transformer_impl="transformer_engine", **more)
+        pipeline_model_parallel_size=ps.get_pipeline_model_parallel_world_size(),
+        transformer_impl="transformer_engine",
+        **more,
+    )
     spec = get_gpt_decoder_block_spec(config, use_transformer_engine=True)
-    return GPTModel(config, spec, vocab_size=128, max_sequence_length=32, position_embedding_type="rope",
-                    pre_process=ps.is_pipeline_first_stage(), post_process=ps.is_pipeline_last_stage())
+    return GPTModel(
+        config,
+        spec,
+        vocab_size=128,
+        max_sequence_length=32,
+        position_embedding_type="rope",
+        pre_process=ps.is_pipeline_first_stage(),
+        post_process=ps.is_pipeline_last_stage(),
+    )
 
 
 def fail(rank, how):
@@ -153,9 +191,17 @@ def tensors():
     odd = torch.tensor([0x7FC00001, -(2**31), 1], dtype=torch.int32).view(torch.float32)  # NaN with a payload, -0.0, subnormal
     large = torch.zeros(1000, 1000)
     large.share_memory_()
-    return {"odd": odd, "half": torch.arange(4).to(torch.bfloat16), "view": large[3:4, :5], "empty": torch.empty(0, 3),
-            "scalar": torch.tensor(3), "parameter": torch.nn.Parameter(torch.ones(2)), "meta": torch.empty(5, 7, device="meta"),
-            "graph": (torch.ones(2, requires_grad=True) * 2), "bool": torch.tensor([True, False])}
+    return {
+        "odd": odd,
+        "half": torch.arange(4).to(torch.bfloat16),
+        "view": large[3:4, :5],
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(3),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "meta": torch.empty(5, 7, device="meta"),
+        "graph": (torch.ones(2, requires_grad=True) * 2),
+        "bool": torch.tensor([True, False]),
+    }
 
 
 def large(mib):
@@ -217,8 +263,15 @@ def hf_logits(seed):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
-    config = Qwen3Config(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         head_dim=8, vocab_size=64)
+    config = Qwen3Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=64,
+    )
     return Qwen3ForCausalLM(config)(torch.arange(10)[None]).logits
 
 

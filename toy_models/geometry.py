@@ -76,7 +76,10 @@ def _hidden(config: Mapping[str, int]) -> int:
 def _square(config: dict, published: Mapping) -> dict:
     width = config["num_attention_heads"] * HEAD_DIM
     derived = {"head_dim"} - set(published)  # left to be derived where the published file leaves it so
-    return {key: value for key, value in config.items() if key not in derived} | {"hidden_size": width, "intermediate_size": width}
+    return {key: value for key, value in config.items() if key not in derived} | {
+        "hidden_size": width,
+        "intermediate_size": width,
+    }
 
 
 def _with(**fields: Any) -> Callable[[dict, Mapping], dict]:
@@ -95,7 +98,9 @@ def _rescaled(config: dict, published: Mapping) -> dict:
     scaling = config.get("rope_scaling") or {}
     if scaling.get("rope_type") != "llama3":
         return config
-    return config | {"rope_scaling": scaling | {"original_max_position_embeddings": 64, "low_freq_factor": 1.5, "high_freq_factor": 3.0}}
+    return config | {
+        "rope_scaling": scaling | {"original_max_position_embeddings": 64, "low_freq_factor": 1.5, "high_freq_factor": 3.0}
+    }
 
 
 GEOMETRIES: dict[str, Callable[[dict, Mapping], dict]] = {

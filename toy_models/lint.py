@@ -21,7 +21,13 @@ def lint(config: Mapping[str, Any], *, seq_len: int, wanted: Iterable[str] = ())
 def _rules(c: Mapping[str, Any], seq_len: int):
     heads, groups = c["num_attention_heads"], c.get("num_key_value_heads") or c["num_attention_heads"]
     dim = c.get("head_dim") or c["hidden_size"] // heads
-    sizes = {"hidden": c["hidden_size"], "mlp": c["intermediate_size"], "q": heads * dim, "kv": groups * dim, "vocab": c["vocab_size"]}
+    sizes = {
+        "hidden": c["hidden_size"],
+        "mlp": c["intermediate_size"],
+        "q": heads * dim,
+        "kv": groups * dim,
+        "vocab": c["vocab_size"],
+    }
     sizes["fc1"] = 2 * sizes["mlp"]
     same = [n for n, count in Counter(sizes.values()).items() if count > 1]
     if same:

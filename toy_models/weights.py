@@ -42,10 +42,14 @@ def write_toy(config: Mapping[str, Any], folder: str | Path, *, seed: int = 0, m
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = Path(folder)
-    parsed = AutoConfig.for_model(**copy.deepcopy(dict(config)))  # transformers writes rope_theta into the rope dict that it is given
+    parsed = AutoConfig.for_model(
+        **copy.deepcopy(dict(config))
+    )  # transformers writes rope_theta into the rope dict that it is given
     model = AutoModelForCausalLM.from_config(parsed).to(parsed.dtype or torch.float32)
     tied = set(model.all_tied_weights_keys)
-    state = {name: loud(name, tuple(t.shape), seed=seed, dtype=t.dtype) for name, t in model.state_dict().items() if name not in tied}
+    state = {
+        name: loud(name, tuple(t.shape), seed=seed, dtype=t.dtype) for name, t in model.state_dict().items() if name not in tied
+    }
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= tied, (missing, unexpected)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -62,4 +66,6 @@ def _write_tokenizer(folder: Path, vocab_size: int) -> None:
     tokenizer = Tokenizer(WordLevel({f"t{i}": i for i in range(vocab_size)}, unk_token="t0"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0"}, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0"}, indent=2) + "\n"
+    )

@@ -30,10 +30,14 @@ class GQA:
         """Raise ConfigError for sizes that no attention can have."""
         heads, groups, dim = v["num_attention_heads"], v["num_query_groups"], v["kv_channels"]
         if heads % groups:
-            raise ConfigError(f"{heads} attention heads do not divide over {groups} key-value heads; num_key_value_heads or they are wrong")
+            raise ConfigError(
+                f"{heads} attention heads do not divide over {groups} key-value heads; num_key_value_heads or they are wrong"
+            )
         rotated = int(dim * v.get("rotary_percent", 1.0))
         if dim < 2 or rotated < 1 or rotated + rotated % 2 > dim:
-            raise ConfigError(f"head_dim {dim} with {rotated} rotated dimensions: rope turns pairs, an even number that the head holds")
+            raise ConfigError(
+                f"head_dim {dim} with {rotated} rotated dimensions: rope turns pairs, an even number that the head holds"
+            )
 
     def tensors(self, at: Site) -> Iterator[Tensor]:
         """qkv [G*(R+2)*D, H] column-parallel by whole rows, out [H, G*R*D] row-parallel, norms replicated."""

@@ -27,7 +27,9 @@ def register_bridge(family: Family | Callable[[], Family]) -> Family | Callable[
     made = family if isinstance(family, Family) else family()
     for other in families().values():
         if other is not made and (other.name == made.name or set(other.architectures) & set(made.architectures)):
-            raise BridgeError(f"family {made.name!r} ({', '.join(made.architectures)}) collides with registered family {other.name!r}")
+            raise BridgeError(
+                f"family {made.name!r} ({', '.join(made.architectures)}) collides with registered family {other.name!r}"
+            )
     _registered[made.name] = made
     return family
 

@@ -13,7 +13,12 @@ LLAMA = Family(
     model_types=("llama",),
     config=(
         *SIZES,
-        copy("num_key_value_heads", "num_query_groups", default=lambda v: v["num_attention_heads"], null=lambda v: v["num_attention_heads"]),
+        copy(
+            "num_key_value_heads",
+            "num_query_groups",
+            default=lambda v: v["num_attention_heads"],
+            null=lambda v: v["num_attention_heads"],
+        ),
         copy("head_dim", "kv_channels", default=derived_head_dim, null=derived_head_dim),
         copy("max_position_embeddings", "seq_length", default=2048),
         copy("rms_norm_eps", "layernorm_epsilon", kind=float, default=1e-6),

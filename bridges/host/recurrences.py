@@ -143,7 +143,16 @@ def l2norm(x, eps=1e-6, output_dtype=None):
 
 
 def chunk_gated_delta_rule(
-    q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False, use_qk_l2norm_in_kernel=False, cu_seqlens=None,
+    q,
+    k,
+    v,
+    g,
+    beta,
+    scale=None,
+    initial_state=None,
+    output_final_state=False,
+    use_qk_l2norm_in_kernel=False,
+    cu_seqlens=None,
     **kwargs,
 ):
     """``fla.ops.gated_delta_rule.chunk_gated_delta_rule``: q, k ``[b, s, h, k]``, v ``[b, s, h, v]``, g (log) and beta

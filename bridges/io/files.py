@@ -11,7 +11,13 @@ from pathlib import Path
 from ..errors import CheckpointError
 
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".npz")
-_NOT_CARRIED = ("config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json", "hf_quant_config.json", "model.json")
+_NOT_CARRIED = (
+    "config.json",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "hf_quant_config.json",
+    "shardproof_model.json",
+)
 
 
 @contextmanager

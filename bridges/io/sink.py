@@ -94,7 +94,11 @@ def _write_shard(path: Path, shard: list[Entry], stream) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for entry in shard:
             name, tensor = next(stream, (None, None))
-            got = (name, None if tensor is None else tuple(tensor.shape), None if tensor is None else str(tensor.dtype).split(".")[-1])
+            got = (
+                name,
+                None if tensor is None else tuple(tensor.shape),
+                None if tensor is None else str(tensor.dtype).split(".")[-1],
+            )
             if got != (entry.name, entry.shape, entry.dtype):
                 raise CheckpointError(f"expected tensor {entry} next, got {got}")
             file.write(as_bytes(tensor))

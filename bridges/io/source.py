@@ -82,7 +82,9 @@ class SafetensorsSource:
             try:
                 self._open[file] = safe_open(path, framework="pt")
             except FileNotFoundError:
-                raise CheckpointError(f"shard {file} is named by {INDEX} but missing from {self.folder}; download it again") from None
+                raise CheckpointError(
+                    f"shard {file} is named by {INDEX} but missing from {self.folder}; download it again"
+                ) from None
             except (SafetensorError, OSError) as broken:
                 raise CheckpointError(f"{path} is truncated or damaged ({broken}); download it again") from None
         return self._open[file]
@@ -101,7 +103,9 @@ class SafetensorsSource:
         for shard in shards:
             for name in self._shard(shard).keys():  # noqa: SIM118 - safe_open is no mapping
                 if name in files:
-                    raise CheckpointError(f"tensor {name!r} is in both {files[name]} and {shard}, and there is no {INDEX} to choose")
+                    raise CheckpointError(
+                        f"tensor {name!r} is in both {files[name]} and {shard}, and there is no {INDEX} to choose"
+                    )
                 files[name] = shard
         return files
 
@@ -117,7 +121,11 @@ class SafetensorsSource:
             inside = set(self._shard(shard).keys())
             named = {name for name, file in files.items() if file == shard}
             if missing := named - inside:
-                raise CheckpointError(f"{INDEX} says {sorted(missing)[0]!r} is in {shard}, which does not hold it; download both again")
+                raise CheckpointError(
+                    f"{INDEX} says {sorted(missing)[0]!r} is in {shard}, which does not hold it; download both again"
+                )
             if extra := inside - named:
-                raise CheckpointError(f"{shard} holds {sorted(extra)[0]!r}, which {INDEX} does not list there; download both again")
+                raise CheckpointError(
+                    f"{shard} holds {sorted(extra)[0]!r}, which {INDEX} does not list there; download both again"
+                )
         return files

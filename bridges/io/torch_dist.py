@@ -36,7 +36,9 @@ def iteration_folder(path: str | Path) -> Path:
     return folder
 
 
-def save(chunks: list, path: str | Path, *, iteration: int = 0, record: dict | None = None, source: Path | None = None, overwrite=False) -> None:
+def save(
+    chunks: list, path: str | Path, *, iteration: int = 0, record: dict | None = None, source: Path | None = None, overwrite=False
+) -> None:
     """Save model chunks with megatron-core's dist_checkpointing; every rank must call it.
 
     Written under a temporary name and renamed when complete; the iteration file comes last. Raises CheckpointError where the iteration
@@ -86,7 +88,16 @@ def load(chunks: list, path: str | Path) -> None:
 
     folder = iteration_folder(path)
     wanted = _state(chunks)
-    damaged = (CheckpointingException, CheckpointException, KeyError, ValueError, RuntimeError, OSError, EOFError, pickle.UnpicklingError)
+    damaged = (
+        CheckpointingException,
+        CheckpointException,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+    )
     try:
         state = dist_checkpointing.load(wanted, str(folder))
     except damaged as broken:
@@ -109,9 +120,11 @@ def stored_dtype(path: str | Path) -> str:
 def read_record(path: str | Path) -> dict:
     """Settings and HF config saved beside the weights. Raises CheckpointError where the checkpoint has none."""
     try:
-        return json.loads((Path(path) / RECORD / "model.json").read_text())
+        return json.loads((Path(path) / RECORD / "shardproof_model.json").read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{path} has no {RECORD}/model.json: it was not saved by this bridge; pass the Hugging Face folder too") from None
+        raise CheckpointError(
+            f"{path} has no {RECORD}/shardproof_model.json: it was not saved by this bridge; pass the Hugging Face folder too"
+        ) from None
 
 
 def _keys(chunks: list) -> list[str]:
@@ -164,4 +177,4 @@ def _write_record(folder: Path, record: dict, source: Path | None) -> None:
     folder.mkdir()
     for path, content in files:
         (folder / path.name).write_bytes(content)
-    write_json(folder / "model.json", record)
+    write_json(folder / "shardproof_model.json", record)

@@ -6,7 +6,9 @@ from . import config, flops, forward, grad, io, lineage, names, plan, roundtrip,
 from .base import Check
 
 CHECKS: dict[str, Check] = {
-    check.id: check for module in (names, lineage, roundtrip, plan, forward, grad, config, flops, io, scale) for check in module.CHECKS
+    check.id: check
+    for module in (names, lineage, roundtrip, plan, forward, grad, config, flops, io, scale)
+    for check in module.CHECKS
 }
 
 __all__ = ["CHECKS", "Check"]

@@ -73,7 +73,9 @@ def bit_equal(what: str, got, want) -> None:
     wrong = (got.contiguous().view(width) != want.contiguous().view(width)).nonzero()
     if len(wrong):
         at = tuple(wrong[0].tolist())
-        raise LawBroken(f"{what}: {len(wrong)} of {got.numel()} elements differ, first at {list(at)}: got {got[at].item()!r}, want {want[at].item()!r}")
+        raise LawBroken(
+            f"{what}: {len(wrong)} of {got.numel()} elements differ, first at {list(at)}: got {got[at].item()!r}, want {want[at].item()!r}"
+        )
 
 
 def close(what: str, got, want, bound: float = PARITY) -> float:

@@ -17,7 +17,12 @@ def roundtrip(lab, case):
 def snapshot(lab, case):
     """The provider's settings for the published config are the reviewed ones (syrupy; --snapshot-update writes them)."""
     if lab.adapter.snapshot(case.toy.published) != lab.snapshot(name=case.toy.variant):
-        raise LawBroken(f"provider settings of {case.toy.variant} differ from the snapshot; see the diff, then --snapshot-update if it is right")
+        raise LawBroken(
+            f"provider settings of {case.toy.variant} differ from the snapshot; see the diff, then --snapshot-update if it is right"
+        )
 
 
-CHECKS = [Check("config.roundtrip", roundtrip, once_a_variant), Check("config.snapshot", snapshot, once_a_variant, direction="import")]
+CHECKS = [
+    Check("config.roundtrip", roundtrip, once_a_variant),
+    Check("config.snapshot", snapshot, once_a_variant, direction="import"),
+]

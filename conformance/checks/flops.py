@@ -18,7 +18,9 @@ def counted(lab, case):
 def monotone(lab, case):
     """FLOPs grow with every size, and layers add up: each layer costs the same."""
     config, flops = dict(case.toy.published), lab.adapter.flops
-    config["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]  # else it would shrink as heads grow
+    config["head_dim"] = (
+        config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    )  # else it would shrink as heads grow
     base = flops(config, 64, 1)
     for key in _SIZES:
         if config.get(key) and not flops(config | {key: 2 * config[key]}, 64, 1) > base:

@@ -50,7 +50,11 @@ def resharded(lab, case):
 
 
 def _reshard_plans(toy, possible, first):
-    return [p for p in ("tp1", "tp2,pp2,split2-3", "pp2,vpp2,split2-1-1-1") if p in possible] if first and toy.geometry == "default" else []
+    return (
+        [p for p in ("tp1", "tp2,pp2,split2-3", "pp2,vpp2,split2-1-1-1") if p in possible]
+        if first and toy.geometry == "default"
+        else []
+    )
 
 
 def _reload_plans(toy, possible, first):

@@ -17,7 +17,9 @@ def once(lab, case):
     count = np.bincount(numbers, minlength=code.total + 1)[1:]
     wrong = np.flatnonzero(count != 1)
     if len(wrong):
-        raise LawBroken(f"{len(wrong)} elements are not taken once; first {code.where(int(wrong[0]) + 1)}, taken {int(count[wrong[0]])} times")
+        raise LawBroken(
+            f"{len(wrong)} elements are not taken once; first {code.where(int(wrong[0]) + 1)}, taken {int(count[wrong[0]])} times"
+        )
 
 
 def same(lab, case):

@@ -9,7 +9,11 @@ def bits(lab, case):
     _compare(lab, case, "weights", 1.0)
     digests = lab.measured(case.toy, case.plan, case.dtype)["digests"]
     if len(set(digests)) != 1:
-        same_names("ranks that agree with rank 0 on the export", {r: 1 for r, d in enumerate(digests) if d == digests[0]}, dict.fromkeys(range(len(digests))))
+        same_names(
+            "ranks that agree with rank 0 on the export",
+            {r: 1 for r, d in enumerate(digests) if d == digests[0]},
+            dict.fromkeys(range(len(digests))),
+        )
 
 
 def perturbed(lab, case):

@@ -15,7 +15,11 @@ def write(results: list[dict], folder: Path, header: dict) -> dict[str, str]:
     """Write results.jsonl (header, one line a case, footer with counts) and report.html; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     counts = {v: sum(r["verdict"] == v for r in results) for v in _ORDER}
-    lines = [{"kind": "header", **header}, *({"kind": "case", **r} for r in results), {"kind": "footer", "cases": len(results), **counts}]
+    lines = [
+        {"kind": "header", **header},
+        *({"kind": "case", **r} for r in results),
+        {"kind": "footer", "cases": len(results), **counts},
+    ]
     jsonl, page = folder / "results.jsonl", folder / "report.html"
     jsonl.write_text("".join(json.dumps(line) + "\n" for line in lines))
     page.write_text(html(results, header, counts))

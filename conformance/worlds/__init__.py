@@ -12,5 +12,17 @@ from .layout import Layout
 from .pool import PRELOAD, Pool
 from .pools import Pools, suggested_workers
 
-__all__ = ["PRELOAD", "PRELOAD_CLEAN", "Clean", "FakeWorld", "Layout", "Pool", "Pools", "RankError", "RankTimeout", "WorldError",
-           "shutdown", "suggested_workers"]
+__all__ = [
+    "PRELOAD",
+    "PRELOAD_CLEAN",
+    "Clean",
+    "FakeWorld",
+    "Layout",
+    "Pool",
+    "Pools",
+    "RankError",
+    "RankTimeout",
+    "WorldError",
+    "shutdown",
+    "suggested_workers",
+]

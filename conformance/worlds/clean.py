@@ -13,12 +13,27 @@ from .pool import check_name
 from .solo import Solo
 
 # With what every model file of transformers imports: a fresh process computes its first reference in 0.1 s, not in 2 s.
-PRELOAD_CLEAN = ("torch", "torch._dynamo", "transformers", "transformers.modeling_utils", "transformers.modeling_layers",
-                 "transformers.masking_utils")
+PRELOAD_CLEAN = (
+    "torch",
+    "torch._dynamo",
+    "transformers",
+    "transformers.modeling_utils",
+    "transformers.modeling_layers",
+    "transformers.masking_utils",
+)
 
 # Packages that a stand-in may pretend to be. The real ones, loaded from a file, are welcome.
-_PRETENDED = ("transformer_engine", "fla", "mamba_ssm", "causal_conv1d", "deep_ep", "flash_attn", "apex", "grouped_gemm",
-              "triton")
+_PRETENDED = (
+    "transformer_engine",
+    "fla",
+    "mamba_ssm",
+    "causal_conv1d",
+    "deep_ep",
+    "flash_attn",
+    "apex",
+    "grouped_gemm",
+    "triton",
+)
 
 
 class Clean:

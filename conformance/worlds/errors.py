@@ -6,8 +6,13 @@ import signal
 
 # How a rank words the loss of a peer (gloo's TCP pairs, NCCL's watchdog): a consequence, never the cause.
 _PEER_LOSS = (
-    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "pair closure", "Connection refused",
-    "remote process exited", "NCCL communicator was aborted",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "pair closure",
+    "Connection refused",
+    "remote process exited",
+    "NCCL communicator was aborted",
 )
 
 
@@ -26,8 +31,9 @@ class RankError(WorldError):
     stdout and stderr during the task).
     """
 
-    def __init__(self, rank: int, type_name: str, message: str, traceback_text: str = "", output: str = "", *,
-                 world_size: int = 0):
+    def __init__(
+        self, rank: int, type_name: str, message: str, traceback_text: str = "", output: str = "", *, world_size: int = 0
+    ):
         self.rank, self.type_name, self.message = rank, type_name, message
         self.traceback_text, self.output, self.world_size = traceback_text, output, world_size
         super().__init__(self._text())
@@ -68,8 +74,10 @@ class RankTimeout(WorldError):
 
     def _text(self) -> str:
         names = ", ".join(map(str, self.ranks))
-        text = (f"{self.task}: rank{'s' * (len(self.ranks) > 1)} {names} still running after {self.timeout:g} s; "
-                "look at the stacks for the collective that a peer does not join, or give a longer timeout")
+        text = (
+            f"{self.task}: rank{'s' * (len(self.ranks) > 1)} {names} still running after {self.timeout:g} s; "
+            "look at the stacks for the collective that a peer does not join, or give a longer timeout"
+        )
         for rank in self.ranks:
             text += section(f"stack of rank {rank}", self.stacks.get(rank, ""))
             text += section(f"output of rank {rank} (tail)", self.outputs.get(rank, ""))

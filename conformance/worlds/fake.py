@@ -21,8 +21,18 @@ class FakeWorld:
         check_name("host", host, optional=True)
         self._solo = Solo("fake", host=host, preload=preload, start_timeout=start_timeout)
 
-    def run(self, task: str, layout, world_size: int, rank: int, *, args: tuple = (), kwargs: Mapping | None = None,
-            timeout: float = 120.0, seed: int = 1234):
+    def run(
+        self,
+        task: str,
+        layout,
+        world_size: int,
+        rank: int,
+        *,
+        args: tuple = (),
+        kwargs: Mapping | None = None,
+        timeout: float = 120.0,
+        seed: int = 1234,
+    ):
         """Run "module:function" as rank `rank` of `world_size`, with parallel_state at `layout`; its result.
 
         `layout`: see Layout.of. Raises WorldError for a layout or rank that does not fit, RankError when the task raises or
@@ -34,8 +44,15 @@ class FakeWorld:
             layout.check(world_size)
         if not 0 <= rank < world_size:
             raise WorldError(f"rank {rank} is not in a world of {world_size}; ranks count from 0")
-        request = {"task": task, "layout": layout, "args": tuple(args), "kwargs": dict(kwargs or {}), "seed": seed,
-                   "world_size": world_size, "rank": rank}
+        request = {
+            "task": task,
+            "layout": layout,
+            "args": tuple(args),
+            "kwargs": dict(kwargs or {}),
+            "seed": seed,
+            "world_size": world_size,
+            "rank": rank,
+        }
         return self._solo.exchange(request, timeout)
 
     @property

@@ -17,11 +17,18 @@ from pathlib import Path
 
 from .errors import WorldError, section
 
-_BOOT = ("import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-         "from shardproof.conformance.worlds.server import main; main(int(sys.argv[1]))")
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from shardproof.conformance.worlds.server import main; main(int(sys.argv[1]))"
+)
 # One thread for every numeric library of the server (a fork with live threads is unsafe) and of the ranks.
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMEXPR_NUM_THREADS": "1",
-                "TOKENIZERS_PARALLELISM": "false"}
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class Server:
@@ -39,8 +46,14 @@ class Server:
         self.control, child = socket.socketpair()
         with child, self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(child.fileno()), json.dumps(sys.path)], pass_fds=[child.fileno()],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **_ENVIRONMENT})
+                [sys.executable, "-c", _BOOT, str(child.fileno()), json.dumps(sys.path)],
+                pass_fds=[child.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, **_ENVIRONMENT},
+            )
         self.messages = Connection(os.dup(self.control.fileno()))
         with contextlib.suppress(OSError):  # it died at once: the first spawn says so
             self.messages.send({"host": host, "preload": self.preload, "folder": self.folder})
@@ -76,9 +89,11 @@ class Server:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         tail = self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
-        return WorldError(f"the fork server ended with code {self.process.poll()} (host {self.host}, preload "
-                          f"{list(self.preload)}); check that these import in a plain interpreter"
-                          f"{section('output of the server (tail)', tail)}")
+        return WorldError(
+            f"the fork server ended with code {self.process.poll()} (host {self.host}, preload "
+            f"{list(self.preload)}); check that these import in a plain interpreter"
+            f"{section('output of the server (tail)', tail)}"
+        )
 
     def close(self) -> None:
         """End the server and with it all its workers; remove its folder."""

@@ -55,5 +55,7 @@ class Layout:
     def check(self, world_size: int) -> None:
         """Raise WorldError unless a world of `world_size` ranks can hold this layout."""
         if world_size % self.ranks:
-            raise WorldError(f"{self} needs a multiple of {self.ranks} ranks and the world has {world_size}; "
-                             f"use a pool of {self.ranks} ranks (Pools picks it when world_size is None)")
+            raise WorldError(
+                f"{self} needs a multiple of {self.ranks} ranks and the world has {world_size}; "
+                f"use a pool of {self.ranks} ranks (Pools picks it when world_size is None)"
+            )

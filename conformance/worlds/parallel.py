@@ -85,6 +85,8 @@ def _seed(seed: int) -> None:
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     if not torch.cuda.is_initialized() and not torch.cuda.is_available():
-        raise RuntimeError("a layout needs megatron's CUDA random states: give the world a host ('module:function') that "
-                           "presents the CPU as a CUDA device, or run it on a machine with a GPU")
+        raise RuntimeError(
+            "a layout needs megatron's CUDA random states: give the world a host ('module:function') that "
+            "presents the CPU as a CUDA device, or run it on a machine with a GPU"
+        )
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)

@@ -12,9 +12,15 @@ from .workers import Workers
 # What all workers share, imported once by the fork server. transformers loads its models lazily: top level only.
 # torch._dynamo comes in with the first forward through a disabled function, and takes seconds.
 PRELOAD = (
-    "torch", "torch.distributed", "torch._dynamo",
-    "megatron.core", "megatron.core.parallel_state", "megatron.core.tensor_parallel.random",
-    "megatron.core.models.gpt.gpt_model", "megatron.core.models.gpt.gpt_layer_specs", "megatron.core.dist_checkpointing",
+    "torch",
+    "torch.distributed",
+    "torch._dynamo",
+    "megatron.core",
+    "megatron.core.parallel_state",
+    "megatron.core.tensor_parallel.random",
+    "megatron.core.models.gpt.gpt_model",
+    "megatron.core.models.gpt.gpt_layer_specs",
+    "megatron.core.dist_checkpointing",
     "transformers",
 )
 
@@ -31,8 +37,15 @@ class Pool:
     rank 0, or None), `seconds` (of the last run, per rank: set-up and task).
     """
 
-    def __init__(self, world_size: int, *, host: str | None, preload: Sequence[str] = PRELOAD, start_timeout: float = 120.0,
-                 backend: str = "gloo"):
+    def __init__(
+        self,
+        world_size: int,
+        *,
+        host: str | None,
+        preload: Sequence[str] = PRELOAD,
+        start_timeout: float = 120.0,
+        backend: str = "gloo",
+    ):
         if not isinstance(world_size, int) or world_size < 1:
             raise WorldError(f"world_size={world_size!r} is not a positive integer")
         check_name("host", host, optional=True)
@@ -42,8 +55,9 @@ class Pool:
         self.start_seconds = self._workers.start_seconds
         self.host_record = self._workers.records[0]
 
-    def run(self, task: str, *, layout=None, timeout: float = 120.0, args: tuple = (), kwargs: Mapping | None = None,
-            seed: int = 1234) -> list:
+    def run(
+        self, task: str, *, layout=None, timeout: float = 120.0, args: tuple = (), kwargs: Mapping | None = None, seed: int = 1234
+    ) -> list:
         """Run "module:function" in every rank; its results in rank order.
 
         `layout`: see Layout.of; None leaves no parallel_state at all. `timeout`: seconds, for layout and task together.

@@ -22,8 +22,15 @@ class Pools:
     Attribute `start_seconds`: {world size: [seconds of each start so far]}; its lists grow when a pool is replaced.
     """
 
-    def __init__(self, *, host: str | None, limit: int = 2, preload: Sequence[str] = PRELOAD, start_timeout: float = 120.0,
-                 backend: str = "gloo"):
+    def __init__(
+        self,
+        *,
+        host: str | None,
+        limit: int = 2,
+        preload: Sequence[str] = PRELOAD,
+        start_timeout: float = 120.0,
+        backend: str = "gloo",
+    ):
         if limit < 1:
             raise WorldError(f"limit={limit} leaves no pool alive; give at least 1")
         self._options = {"host": host, "preload": tuple(preload), "start_timeout": start_timeout, "backend": backend}
@@ -45,8 +52,17 @@ class Pools:
         self._pools[world_size] = pool
         return pool
 
-    def run(self, world_size: int | None, task: str, *, layout=None, timeout: float = 120.0, args: tuple = (),
-            kwargs: Mapping | None = None, seed: int = 1234) -> list:
+    def run(
+        self,
+        world_size: int | None,
+        task: str,
+        *,
+        layout=None,
+        timeout: float = 120.0,
+        args: tuple = (),
+        kwargs: Mapping | None = None,
+        seed: int = 1234,
+    ) -> list:
         """`Pool.run` on the pool of `world_size` ranks; None: as many as the layout needs.
 
         After a RankError or RankTimeout the next run gets a new pool.

@@ -168,8 +168,10 @@ class _Clean:
 
         found = contamination()
         if found:
-            raise RuntimeError(f"the clean world holds {', '.join(found)}: its results are no reference; "
-                               "move the task into a module that imports only torch and transformers")
+            raise RuntimeError(
+                f"the clean world holds {', '.join(found)}: its results are no reference; "
+                "move the task into a module that imports only torch and transformers"
+            )
 
 
 _MODES = {"ranks": _Ranks, "fake": _Fake, "clean": _Clean}

@@ -50,8 +50,15 @@ class Workers:
         self.start_seconds = time.monotonic() - start
 
     def _spec(self, spec: dict, rank: int) -> dict:
-        return {**spec, "rank": rank, "world_size": self.size, "sys_path": list(sys.path), "store": str(self.folder / "store"),
-                "log": str(self._file(rank, "log")), "stack": str(self._file(rank, "stack"))}
+        return {
+            **spec,
+            "rank": rank,
+            "world_size": self.size,
+            "sys_path": list(sys.path),
+            "store": str(self.folder / "store"),
+            "log": str(self._file(rank, "log")),
+            "stack": str(self._file(rank, "stack")),
+        }
 
     def _file(self, rank: int, kind: str) -> Path:
         return self.folder / f"rank{rank}.{kind}"
@@ -62,8 +69,10 @@ class Workers:
         Raises RankError or RankTimeout after ending all workers; WorldError when they ended before.
         """
         if not self.alive or self.owner != os.getpid():
-            raise WorldError("this world has ended (a rank failed, or it was closed, or it belongs to another process); "
-                             "start a new one, or go through Pools, which replaces it")
+            raise WorldError(
+                "this world has ended (a rank failed, or it was closed, or it belongs to another process); "
+                "start a new one, or go through Pools, which replaces it"
+            )
         data = wire.dumps(request)
         try:
             for conn in self.conns:
