@@ -67,11 +67,15 @@ class Family:
         """The two-way config rules."""
         return ConfigRules(self.config)
 
+    @cached_property
+    def fixed(self) -> dict[str, Any]:
+        """Settings that the blocks fix, whatever a config says."""
+        blocks = (self.decoder.mixer, self.decoder.ffn, self.decoder.mixer_norm)
+        return {key: value for block in blocks for key, value in block.settings().items()}
+
     def architecture(self, config: Mapping[str, Any], *, allow_fields: tuple[str, ...] = ()) -> Architecture:
         """Bind the family to one config.json. Raises ConfigError."""
-        blocks = (self.decoder.mixer, self.decoder.ffn, self.decoder.mixer_norm)
-        fixed = {key: value for block in blocks for key, value in block.settings().items()}
-        return Architecture(self, fixed | self.rules.read(config, allow_fields))
+        return Architecture(self, self.fixed | self.rules.read(config, allow_fields))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial, update_wrapper, wraps
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ class ConversionTask:
     param_weight: Any
     sources: tuple[str, ...]
     moves: tuple[Move, ...]
+
+
+class _on_class_too:
+    """A method whose first argument is the instance, or None when it is called on the class."""
+
+    def __init__(self, function):
+        self.function = function
+        update_wrapper(self, function)
+
+    def __get__(self, instance, owner):
+        return wraps(self.function)(partial(self.function, instance))
 
 
 class AutoBridge:
@@ -96,7 +108,9 @@ class AutoBridge:
     def source(self) -> SafetensorsSource:
         """The weights. Raises BridgeError for a bridge made from a config alone."""
         if self.folder is None:
-            raise BridgeError("this bridge was made from a config and has no weights; use from_hf_pretrained, or pass hf_path")
+            raise BridgeError(
+                "this bridge was made from a config and has no weights; use from_hf_pretrained, pass hf_path, or ask for load_weights=False"
+            )
         if self._source is None:
             self._source = SafetensorsSource(self.folder)
         return self._source
@@ -236,10 +250,13 @@ class AutoBridge:
         bridge = cls.from_hf_pretrained(hf_model_id, **hub)
         bridge.save_megatron_model(bridge.to_megatron_model(plan=plan), megatron_path, overwrite=overwrite)
 
-    @classmethod
-    def export_ckpt(cls, megatron_path: str | Path, hf_path: str | Path, *, plan: ParallelPlan | str = "", **save: Any) -> None:
-        """torch_dist checkpoint -> Hugging Face folder."""
-        bridge = cls.from_megatron(megatron_path)
+    @_on_class_too
+    def export_ckpt(
+        bridge: AutoBridge | None, megatron_path: str | Path, hf_path: str | Path, *, plan: ParallelPlan | str = "", **save: Any
+    ) -> None:
+        """torch_dist checkpoint -> Hugging Face folder. Called on the class, the bridge is that of the checkpoint's own record; called on
+        a bridge, its config and small files serve, also for checkpoints that megatron's trainer wrote."""
+        bridge = bridge or AutoBridge.from_megatron(megatron_path)
         bridge.save_hf_pretrained(bridge.load_megatron_model(megatron_path, plan=plan), hf_path, **save)
 
     # --------------------------------------------------------------------------------------------------------- internals
@@ -265,13 +282,13 @@ class AutoBridge:
         return tied if tied[0] in self.source else None
 
     def _with_listed_head(self, stream):
-        tied, copy = self._listed_head(), None
+        tied, embedding = self._listed_head(), None
         for name, tensor in stream:
             if tied and name == tied[1]:
-                copy = tensor
+                embedding = tensor
             yield name, tensor
-        if copy is not None:
-            yield tied[0], copy
+        if embedding is not None:
+            yield tied[0], embedding
 
 
 def read_config(path: Path) -> dict[str, Any]:

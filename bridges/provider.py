@@ -114,14 +114,12 @@ class Provider:
     def architecture(self) -> Architecture:
         """The architecture that the settings, as they stand now, describe."""
         names = {f for rule in self.family.config for f in rule.fields}
-        blocks = (self.family.decoder.mixer, self.family.decoder.ffn, self.family.decoder.mixer_norm)
-        fixed = {key: value for block in blocks for key, value in block.settings().items()}
-        for key, value in fixed.items():
+        for key, value in self.family.fixed.items():
             if self.settings[key] != value:
                 raise ConfigError(
                     f"provider.{key} = {self.settings[key]!r}: the {self.family.name} architecture fixes it to {value!r}"
                 )
-        return Architecture(self.family, fixed | {n: _plain(n, self.settings[n]) for n in names})
+        return Architecture(self.family, self.family.fixed | {n: _plain(n, self.settings[n]) for n in names})
 
     @property
     def padded_vocab_size(self) -> int:

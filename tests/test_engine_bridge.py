@@ -508,6 +508,34 @@ def test_import_and_export_without_the_source(toy_copy, ranks, tmp_path, plan):
     assert {p.name for p in (tmp_path / "out").iterdir() if "safetensors" not in p.name} == {*small, "config.json"}
 
 
+def do_export_without_record(folder, mg, out):
+    """A checkpoint as a trainer leaves it: weights and iteration file alone."""
+    import shutil
+
+    from shardproof.bridges import CheckpointError
+
+    bridge = auto().from_hf_pretrained(folder)
+    bridge.save_megatron_model(bridge.to_megatron_model(), mg)
+    shutil.rmtree(Path(mg) / "shardproof")
+    with pytest.raises(CheckpointError, match="pass the Hugging Face folder too"):
+        auto().export_ckpt(mg, out)
+    bridge.export_ckpt(mg, out)
+    with pytest.raises(CheckpointError, match="latest_checkpointed_iteration.txt exists"):
+        shutil.rmtree(Path(mg) / "iter_0000000")
+        bridge.save_megatron_model(bridge.to_megatron_model(), mg)
+
+
+def test_a_bridge_exports_what_a_trainer_saved(toy_copy, solo, tmp_path):
+    """export_ckpt on a bridge needs no record beside the weights, on the class it names what is missing; a folder that an
+    iteration file claims is not saved into."""
+    from safetensors.torch import load_file
+
+    folder, out = toy_copy(SMALL), tmp_path / "out"
+    solo(f"{HERE}:do_export_without_record", folder=str(folder), mg=str(tmp_path / "mg"), out=str(out))
+    want, got = ({n: t for p in f.glob("*.safetensors") for n, t in load_file(p).items()} for f in (folder, out))
+    assert got.keys() == want.keys() and all(got[n].equal(t) for n, t in want.items())
+
+
 # ------------------------------------------------------------------------------------------------------------------ the trap
 def do_virtual_stages(folder, plan, batched):
     """Forward through megatron-core's interleaved schedule, with the provider's p2p setting or the batched one forced on."""

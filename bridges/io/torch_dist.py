@@ -55,7 +55,7 @@ def save(
 
     failed = None
     try:
-        _write(chunks, partial)
+        _write(chunks, partial, iteration)
     except (OSError, RuntimeError, CheckpointException) as full:
         failed = f"writing {final} failed ({_cause(full)}); nothing was left there"
     failures = [f for f in parallel.all_gather_object(failed) if f]
@@ -139,8 +139,9 @@ def _state(chunks: list) -> dict:
 
 
 def _prepare(path: Path, final: Path, partial: Path, overwrite: bool) -> str | None:
-    if final.exists() and not overwrite:
-        return f"output {final} exists; name a new folder or pass overwrite (--overwrite)"
+    taken = next((p for p in (final, path / LATEST) if p.exists()), None)
+    if taken and not overwrite:
+        return f"output {taken} exists; name a new folder or pass overwrite (--overwrite)"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -149,11 +150,11 @@ def _prepare(path: Path, final: Path, partial: Path, overwrite: bool) -> str | N
     return None
 
 
-def _write(chunks: list, partial: Path) -> None:
+def _write(chunks: list, partial: Path, iteration: int) -> None:
     from megatron.core import dist_checkpointing
 
     with host.local_results_queue():
-        dist_checkpointing.save({**_state(chunks), "checkpoint_version": 3.0, "iteration": 0}, str(partial))
+        dist_checkpointing.save({**_state(chunks), "checkpoint_version": 3.0, "iteration": iteration}, str(partial))
 
 
 def _finish(path: Path, final: Path, partial: Path, iteration: int, record: dict | None, source: Path | None) -> None:

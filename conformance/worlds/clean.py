@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from .pool import check_name
-from .solo import Solo
+from .solo import OneProcess, Solo
 
 # With what every model file of transformers imports: a fresh process computes its first reference in 0.1 s, not in 2 s.
 PRELOAD_CLEAN = (
@@ -36,7 +36,7 @@ _PRETENDED = (
 )
 
 
-class Clean:
+class Clean(OneProcess):
     """A persistent process with torch and transformers, one thread, no host, no megatron, no process group.
 
     `preload`: modules imported by its fork server. `start_timeout`: seconds, the server's start included.
@@ -54,21 +54,6 @@ class Clean:
         check_name("task", task)
         request = {"task": task, "layout": None, "args": tuple(args), "kwargs": dict(kwargs or {}), "seed": seed}
         return self._solo.exchange(request, timeout)
-
-    @property
-    def start_seconds(self) -> list[float]:
-        """Seconds of each start so far."""
-        return self._solo.start_seconds
-
-    def close(self) -> None:
-        """End the process; a later run starts a new one."""
-        self._solo.close()
-
-    def __enter__(self) -> Clean:
-        return self
-
-    def __exit__(self, *exc) -> None:
-        self.close()
 
 
 def contamination() -> list[str]:

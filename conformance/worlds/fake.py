@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from .errors import WorldError
 from .layout import Layout
 from .pool import PRELOAD, check_name
-from .solo import Solo
+from .solo import OneProcess, Solo
 
 
-class FakeWorld:
+class FakeWorld(OneProcess):
     """A persistent process that stands in for one rank after the other of worlds that do not exist.
 
     Collectives there return at once and exchange nothing, so values mean nothing: build modules under
@@ -54,18 +54,3 @@ class FakeWorld:
             "rank": rank,
         }
         return self._solo.exchange(request, timeout)
-
-    @property
-    def start_seconds(self) -> list[float]:
-        """Seconds of each start so far."""
-        return self._solo.start_seconds
-
-    def close(self) -> None:
-        """End the process; a later run starts a new one."""
-        self._solo.close()
-
-    def __enter__(self) -> FakeWorld:
-        return self
-
-    def __exit__(self, *exc) -> None:
-        self.close()

@@ -35,3 +35,24 @@ class Solo:
         if self._workers is not None:
             self._workers.close()
             self._workers = None
+
+
+class OneProcess:
+    """What a world of one process shows outside: its starts, its end, use in a ``with`` block. `_solo` is its worker."""
+
+    _solo: Solo
+
+    @property
+    def start_seconds(self) -> list[float]:
+        """Seconds of each start so far."""
+        return self._solo.start_seconds
+
+    def close(self) -> None:
+        """End the process; a later run starts a new one."""
+        self._solo.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
