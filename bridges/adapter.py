@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .errors import BridgeError, PlanError
+from .errors import BridgeError, CoverageError, PlanError
 from .families import find_family
 from .moves import prove
 from .plan import ParallelPlan
@@ -44,17 +44,19 @@ class ReferenceAdapter:
     def flops(self, config, seq_len: int, batch: int) -> int:
         return find_family(config).architecture(config).flops(seq_len, batch)
 
-    def prove(self, config, plan: str) -> int:
+    def prove(self, config, plan: str) -> str | None:
         architecture, plan = find_family(config).architecture(config), ParallelPlan.parse(plan)
         architecture.check(plan)
-        tensors = architecture.tensors(architecture.padded_vocab(plan.tp))
-        prove(tensors, plan)
-        return len(tensors)
+        try:
+            prove(architecture.tensors(architecture.padded_vocab(plan.tp)), plan)
+        except CoverageError as hole:
+            return str(hole)
+        return None
 
     def build(self, folder: Path, plan: str, *, with_ddp: bool) -> list:
         return _bridge(folder).to_megatron_model(plan=plan, wrap_with_ddp=with_ddp)
 
-    def build_on_meta(self, config, plan: str) -> int:
+    def build_on_meta(self, config, plan: str) -> str | None:
         import torch
 
         from .auto import AutoBridge
@@ -65,7 +67,11 @@ class ReferenceAdapter:
         provider.perform_initialization, provider.init_model_with_meta_device = False, True
         with torch.device("meta"):
             chunks = provider.provide_distributed_model(wrap_with_ddp=False)
-        return len(held(chunks, provider.architecture))
+        try:
+            held(chunks, provider.architecture)
+        except CoverageError as hole:
+            return str(hole)
+        return None
 
     def export_weights(self, model: list, folder: Path):
         return _bridge(folder).export_hf_weights(model)

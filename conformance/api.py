@@ -41,14 +41,14 @@ class Adapter(Protocol):
     def flops(self, config: Mapping[str, Any], seq_len: int, batch: int) -> int:
         """Matmul FLOPs of one forward pass, every key counted for every query."""
 
-    def prove(self, config: Mapping[str, Any], plan: str) -> int:
-        """Prove by names and shapes that the plan moves every element once; the number of tensors. Raises where it does not."""
+    def prove(self, config: Mapping[str, Any], plan: str) -> str | None:
+        """None if names and shapes prove that the plan moves every element once, else which one it does not."""
 
     def build(self, folder: Path, plan: str, *, with_ddp: bool) -> list:
         """*rank*: this rank's model chunks, filled from a Hugging Face folder."""
 
-    def build_on_meta(self, config: Mapping[str, Any], plan: str) -> int:
-        """*rank* (of a fake world): build this rank's chunks on meta, check them against the moves; the number of tensors held."""
+    def build_on_meta(self, config: Mapping[str, Any], plan: str) -> str | None:
+        """*rank* (of a fake world): build this rank's chunks on meta; None if the moves fill exactly them, else what differs."""
 
     def export_weights(self, model: list, folder: Path) -> Iterator[tuple[str, Any]]:
         """*rank*: (Hugging Face name, whole tensor), on every rank."""

@@ -106,7 +106,7 @@ from shardproof import fixtures
 from shardproof.bridges.families import find_family
 from shardproof.bridges.adapter import ADAPTER
 config = fixtures.published(fixtures.names()[-1])
-assert ADAPTER.prove(config, 'tp2') > 100 and find_family(config).architecture(config).flops(64) > 0
+assert ADAPTER.prove(config, 'tp2') is None and find_family(config).architecture(config).flops(64) > 0
 assert not {{'torch', 'megatron', 'transformers'}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

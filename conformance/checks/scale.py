@@ -1,6 +1,7 @@
 """scale.*: the proof on published configs at true size."""
 
 from .. import plans
+from ..api import LawBroken
 from .base import Check, once_a_variant
 
 
@@ -8,10 +9,12 @@ def proof(lab, case):
     """At true size, under a large plan, every element moves once, and megatron-core itself builds the pieces that the moves fill."""
     config = case.toy.published
     plan = next(p for p in _candidates(config) if lab.adapter.possible(config, p) is None)
-    lab.adapter.prove(config, plan)
+    if hole := lab.adapter.prove(config, plan):
+        raise LawBroken(f"{plan}: {hole}")
     ranks = plans.ranks(plan)
     for rank in sorted({0, ranks // 2, ranks - 1}):
-        lab.fake_task("build_on_meta", plan, rank, config=config)
+        if hole := lab.fake_task("build_on_meta", plan, rank, config=config):
+            raise LawBroken(f"{plan}, rank {rank}: {hole}")
 
 
 def _candidates(config):
