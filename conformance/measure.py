@@ -110,7 +110,7 @@ def measure(adapter: str, folder: str, plan: str, vocab: int, *, forward: bool =
     """*rank*: everything the checks of one (toy, plan) need, from one built model.
 
     weights: what rank 0 exports {name: tensor}; digest: of every rank's export. perturbed: rank 0's export after every parameter was
-    multiplied by FACTOR. replicas: [(global name, digest)] of parameters that megatron says are not split. logits: whole, from the one
+    multiplied by FACTOR. replicas: [(key, digest)] of all parameters; ranks with one key must agree. logits: whole, from the one
     rank that ends the pipeline (else None); gradients: exported, rank 0.
     """
     import torch
@@ -300,15 +300,16 @@ def _digest_all(tensors: dict[str, Any]) -> str:
 
 
 def _replicas(chunks: list) -> list[tuple[str, str]]:
-    """(pipeline rank : chunk : name, digest) of parameters that megatron-core does not split."""
+    """(pipeline rank : chunk : tensor-parallel rank of split parameters : name, digest): what ranks with one key must hold alike."""
     from megatron.core import parallel_state as ps
 
     out = []
     for index, chunk in enumerate(chunks):
         for name, param in chunk.named_parameters():
-            if not getattr(param, "tensor_model_parallel", False):
-                key = f"{ps.get_pipeline_model_parallel_rank()}:{index}:{name}"
-                out.append((key, hashlib.sha256(_bytes(param.detach())).hexdigest()))
+            split = getattr(param, "tensor_model_parallel", False)
+            piece = f"tp{ps.get_tensor_model_parallel_rank()}" if split else "whole"
+            key = f"{ps.get_pipeline_model_parallel_rank()}:{index}:{piece}:{name}"
+            out.append((key, hashlib.sha256(_bytes(param.detach())).hexdigest()))
     return out
 
 

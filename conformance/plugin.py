@@ -112,6 +112,12 @@ class Recorder:
         if report.when == "call":
             self._progress(case)
 
+    def pytest_collection_finish(self, session):
+        """The lines told by toy take the place of pytest's file names and dots."""
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter and self.total and self.config.option.verbose < 1:
+            reporter.showfspath = False
+
     def pytest_report_teststatus(self, report, config):
         """Progress is told by toy, not by dot (unless -v asks for every case)."""
         if getattr(report, "shardproof", False) and report.when == "call" and config.option.verbose < 1:

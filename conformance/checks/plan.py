@@ -15,7 +15,7 @@ def agreement(lab, case):
 
 
 def replicas(lab, case):
-    """Parameters that tensor-parallel ranks share are equal on all of them."""
+    """Ranks that hold the same piece of a parameter hold equal values: tensor-, data- and context-parallel replicas."""
     seen: dict[str, str] = {}
     for name, digest in lab.measured(case.toy, case.plan)["replicas"]:
         if seen.setdefault(name, digest) != digest:
