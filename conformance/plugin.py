@@ -74,6 +74,7 @@ class Recorder:
         self.config = config
         self.started = time.time()
         self.results: list[dict] = []
+        self.by_toy: dict[tuple, list[dict]] = {}
         self.total: dict[tuple, int] = {}
         self.host: dict | None = None
 
@@ -107,10 +108,18 @@ class Recorder:
         row = {"id": case.id, "family": case.family, "toy": str(case.toy), "plan": case.plan, "dtype": case.dtype}
         row |= {"check": case.check, "verdict": str(verdict), "seconds": round(report.duration, 3), "message": message}
         lab = item.funcargs.get("lab")
-        self.results.append(row | {"error": lab and lab.error})
-        self.host = self.host or (lab and lab.host_record())
-        if report.when == "call":
-            self._progress(case)
+        told = {"row": row | {"error": lab and lab.error}, "world": lab and lab.host_record()}
+        report.user_properties.append(("shardproof", told))  # travels from an xdist worker to the one that reports
+
+    def pytest_runtest_logreport(self, report):
+        """Collect the rows of this process, or of all xdist workers."""
+        if hasattr(self.config, "workerinput"):
+            return
+        for told in (value for name, value in report.user_properties if name == "shardproof"):
+            row, self.host = told["row"], self.host or told["world"]
+            self.results.append(row)
+            self.by_toy.setdefault((row["family"], row["toy"]), []).append(row)
+            self._progress(row["family"], row["toy"])
 
     def pytest_collection_finish(self, session):
         """The lines told by toy take the place of pytest's file names and dots."""
@@ -124,17 +133,17 @@ class Recorder:
             return report.outcome, "", ""
         return None
 
-    def _progress(self, case) -> None:
-        key = (case.family, str(case.toy))
-        mine = [r for r in self.results if (r["family"], r["toy"]) == key]
-        if len(mine) < self.total.get(key, 0):
+    def _progress(self, family: str, toy: str) -> None:
+        mine = self.by_toy[family, toy]
+        if len(mine) != self.total.get((family, toy)):  # not done yet; or with xdist, where only workers know how many there are
             return
         reporter = self.config.pluginmanager.get_plugin("terminalreporter")
         bad = [r for r in mine if r["verdict"] not in ("pass", "known")]
-        text = f"{case.family:10} {case.toy!s:38} {len(mine) - len(bad):4}/{len(mine)} pass  {sum(r['seconds'] for r in mine):6.1f} s"
-        done = sum(1 for _ in self.results)
+        text = f"{family:10} {toy:38} {len(mine) - len(bad):4}/{len(mine)} pass  {sum(r['seconds'] for r in mine):6.1f} s"
         if reporter:
-            reporter.write_line(f"[{100 * done // max(1, sum(self.total.values())):3}%] {text}", red=bool(bad), green=not bad)
+            reporter.write_line(
+                f"[{100 * len(self.results) // max(1, sum(self.total.values())):3}%] {text}", red=bool(bad), green=not bad
+            )
 
     def pytest_sessionfinish(self, session):
         """Write the reports."""
