@@ -215,7 +215,7 @@ class AutoBridge:
         record = {
             "family": self.family.name,
             "hf_config": config,
-            "plan": str(ParallelPlan(**_running())),
+            "plan": str(parallel.running_plan()),
             "allow_fields": self.allow_fields,
         }
         torch_dist.save(as_chunks(model), path, record=record, source=self.folder, overwrite=overwrite)
@@ -320,15 +320,6 @@ def _download(name: str, hub: dict) -> Path:
         raise ConfigError(
             f"{name!r} is neither a local folder nor a model the hub client can fetch ({type(offline).__name__}: {offline})"
         ) from offline
-
-
-def _running() -> dict[str, int | None]:
-    sizes = parallel.sizes()
-    return {
-        **sizes,
-        "etp": None if sizes["etp"] == sizes["tp"] else sizes["etp"],
-        "dp": parallel.world_size() // (sizes["tp"] * sizes["cp"] * sizes["pp"]),
-    }
 
 
 def _reported(stream, progress: Progress | None):

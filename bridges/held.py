@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from . import parallel
 from .architecture import Architecture
 from .errors import CoverageError, listing
-from .moves import Move, moves, piece_shape
+from .moves import Move, moves, piece_shape, tensor_ranks
 from .relations import Tensor
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
@@ -25,7 +26,7 @@ class Held:
     ranks: int
     rank: int
 
-    @property
+    @cached_property
     def moves(self) -> tuple[Move, ...]:
         """What to copy between the HF tensors and this piece."""
         return moves(self.tensor, self.ranks, self.rank)
@@ -49,8 +50,7 @@ def held(model, architecture: Architecture) -> list[Held]:
     Raises CoverageError for a parameter that no relation produces, a relation whose parameter is missing from a layer that this
     rank holds, or a piece of another shape than the plan gives.
     """
-    at = parallel.coordinates()
-    tp = parallel.sizes()["tp"]
+    at, plan = parallel.coordinates(), parallel.running_plan()
     out = []
     for chunk in as_chunks(model):
         tensors = {t.name: t for t in architecture.tensors(chunk.vocab_size, spec=chunk.config.transformer_impl)}
@@ -58,7 +58,7 @@ def held(model, architecture: Architecture) -> list[Held]:
         _check_names(found, tensors, chunk)
         for name, param in found.items():
             tensor = tensors[name]
-            ranks, rank = (1, 0) if tensor.shard.kind == "replicated" else (tp, at.tp)
+            ranks, rank = tensor_ranks(tensor, plan, at)
             if tuple(param.shape) != piece_shape(tensor, ranks):
                 raise CoverageError(
                     f"{name}: the model's piece is {list(param.shape)}, the relation gives {list(piece_shape(tensor, ranks))}"
@@ -91,7 +91,7 @@ def _check_names(found: dict, tensors: dict[str, Tensor], chunk) -> None:
 
 
 def _belongs(name: str, chunk, layers: set[int]) -> bool:
-    layer = re.match(r"^decoder\.layers\.(\d+)\.", name)
+    layer = _LAYER.match(name)
     if layer:
         return int(layer[1]) in layers
     return chunk.pre_process if name.startswith("embedding.") else chunk.post_process

@@ -61,6 +61,13 @@ def sizes() -> dict[str, int]:
     }
 
 
+def running_plan() -> ParallelPlan:
+    """The plan that parallel_state runs, as far as sizes say it."""
+    size = sizes()
+    dp = world_size() // (size["tp"] * size["cp"] * size["pp"])
+    return ParallelPlan(**{**size, "etp": None if size["etp"] == size["tp"] else size["etp"], "dp": dp})
+
+
 def coordinates() -> Coordinates:
     """Where this rank stands, as parallel_state says."""
     from megatron.core import parallel_state as ps

@@ -21,7 +21,7 @@ _TASKS = "shardproof.conformance.measure"
 class Lab:
     """Runs tasks for one adapter and keeps the results of the newest toys. Close it when done."""
 
-    def __init__(self, adapter: Adapter, adapter_name: str, *, keep: int = 24):
+    def __init__(self, adapter: Adapter, adapter_name: str, *, keep: int = 48):
         self.adapter, self.adapter_name = adapter, adapter_name
         self.pools = Pools(host=adapter.host, limit=4)
         self.clean = Clean()

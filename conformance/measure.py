@@ -252,10 +252,11 @@ def _local_positions(seq_len: int):
     """Positions of this context-parallel rank's tokens: chunk r and chunk 2*cp-1-r of 2*cp (megatron's load-balanced order)."""
     from megatron.core import parallel_state as ps
 
-    return _zigzag(seq_len, ps.get_context_parallel_world_size(), ps.get_context_parallel_rank())
+    return zigzag(seq_len, ps.get_context_parallel_world_size(), ps.get_context_parallel_rank())
 
 
-def _zigzag(seq_len: int, cp: int, rank: int):
+def zigzag(seq_len: int, cp: int, rank: int):
+    """Positions of a context-parallel rank: chunk r and chunk 2*cp-1-r of 2*cp (megatron's load-balanced order)."""
     import torch
 
     if cp == 1:
@@ -287,7 +288,7 @@ def _whole_logits(local, seq_len: int, vocab: int):
     torch.distributed.all_gather(parts, rows, group=cp)
     whole = torch.empty(rows.shape[0], seq_len, vocab, dtype=rows.dtype, device=rows.device)
     for rank, part in enumerate(parts):
-        whole[:, _zigzag(seq_len, cp.size(), rank)] = part
+        whole[:, zigzag(seq_len, cp.size(), rank)] = part
     first = tp.rank() == 0 and cp.rank() == 0 and ps.get_data_parallel_rank() == 0
     return whole.cpu() if first else None
 

@@ -34,15 +34,7 @@ LAYOUTS = [
 
 
 @pytest.fixture(scope="module")
-def tasks_on_path():
-    """Workers import tasks by name, with the parent's sys.path."""
-    sys.path.insert(0, str(HERE))
-    yield
-    sys.path.remove(str(HERE))
-
-
-@pytest.fixture(scope="module")
-def pools(tasks_on_path):
+def pools():
     with Pools(host=HOST, limit=2) as live:
         live.get(4)  # so that the first start of four ranks is the one with a cold server, whichever test comes first
         yield live
@@ -205,7 +197,7 @@ def test_a_rank_that_died_between_runs_is_replaced_in_silence(pools):
     assert pools.run(4, task("echo"), args=(3,)) == [[3]] * 4
 
 
-def test_a_killed_fork_server_is_replaced_in_silence(tasks_on_path):
+def test_a_killed_fork_server_is_replaced_in_silence():
     """Pools outlives its fork server: ranks end with it, a new server takes over, the old folder goes."""
     with Pools(host=None, preload=("torch",)) as live:
         first = live.run(2, task("where"))
@@ -244,7 +236,7 @@ def test_results_are_equal_after_a_pool_was_replaced(pools):
     assert all(a.equal(b) for a, b in zip(before, after, strict=True)) and before[0].shape == (1, 12, 64)
 
 
-def test_a_failed_pool_says_that_it_ended(tasks_on_path, pools):
+def test_a_failed_pool_says_that_it_ended(pools):
     """Without Pools nothing is replaced; the message says what to do, and close() may be called again."""
     with Pool(1, host=HOST) as pool:
         with pytest.raises(RankError, match="planted"):
@@ -254,7 +246,7 @@ def test_a_failed_pool_says_that_it_ended(tasks_on_path, pools):
             pool.run(task("whoami"))
 
 
-def test_a_preload_that_fails_is_told_with_its_traceback(tasks_on_path):
+def test_a_preload_that_fails_is_told_with_its_traceback():
     """The fork server's own failure reaches the caller, not a bare end of file."""
     with pytest.raises(WorldError, match="No module named 'no_such_module_here'"):
         Pool(1, host=None, preload=("no_such_module_here",))
@@ -307,7 +299,7 @@ def test_no_process_and_no_folder_outlives_a_killed_parent(tmp_path):
     wait_until(lambda: not os.listdir(tmp_path))
 
 
-def test_shutdown_ends_everything(tasks_on_path):
+def test_shutdown_ends_everything():
     """After close and shutdown no process of a world runs and its folder is gone; a later use starts anew."""
     script = f"""if True:
         import sys, os; sys.path.insert(0, {str(HERE)!r})

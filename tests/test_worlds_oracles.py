@@ -1,32 +1,21 @@
 """The two worlds without peers: the clean one, for references, and the fake one, for names and shapes at any size."""
 
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from shardproof.conformance.worlds import Clean, FakeWorld, RankError, WorldError
 
-HERE = Path(__file__).resolve().parent
 HOST = "shardproof.bridges.host:install"
 
 
 @pytest.fixture(scope="module")
-def tasks_on_path():
-    """Workers import tasks by name, with the parent's sys.path."""
-    sys.path.insert(0, str(HERE))
-    yield
-    sys.path.remove(str(HERE))
-
-
-@pytest.fixture(scope="module")
-def clean(tasks_on_path):
+def clean():
     with Clean() as world:
         yield world
 
 
 @pytest.fixture(scope="module")
-def fake(tasks_on_path):
+def fake():
     with FakeWorld(host=HOST) as world:
         yield world
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from shardproof.conformance.measure import zigzag
+
 CHUNK = 2**22  # elements turned into float64 at a time
 
 
@@ -107,7 +109,7 @@ def _forward(chunks: list, ids_BS) -> list:
     from megatron.core import parallel_state as ps
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    mine = _positions(ids_BS.shape[1], ps.get_context_parallel_world_size(), ps.get_context_parallel_rank()).to(ids_BS.device)
+    mine = zigzag(ids_BS.shape[1], ps.get_context_parallel_world_size(), ps.get_context_parallel_rank()).to(ids_BS.device)
 
     def step(iterator, model):
         return model(next(iterator)[:, mine], mine[None], None), lambda logits, non_loss_data: logits
@@ -127,16 +129,6 @@ def _forward(chunks: list, ids_BS) -> list:
     return [part for part in out if isinstance(part, torch.Tensor)]
 
 
-def _positions(seq_len: int, ranks: int, rank: int):
-    """Positions of a context-parallel rank: pieces r and 2*ranks-1-r of 2*ranks, megatron's load-balanced order."""
-    import torch
-
-    if ranks == 1:
-        return torch.arange(seq_len)
-    pieces = torch.arange(seq_len).chunk(2 * ranks)
-    return torch.cat([pieces[rank], pieces[2 * ranks - 1 - rank]])
-
-
 def _join_context(local_BSV, seq_len: int):
     """The whole sequence from the context-parallel ranks' positions."""
     import torch
@@ -149,5 +141,5 @@ def _join_context(local_BSV, seq_len: int):
     torch.distributed.all_gather(parts, local_BSV.contiguous(), group=group)
     whole = local_BSV.new_empty(local_BSV.shape[0], seq_len, local_BSV.shape[-1])
     for rank, part in enumerate(parts):
-        whole[:, _positions(seq_len, group.size(), rank)] = part
+        whole[:, zigzag(seq_len, group.size(), rank)] = part
     return whole

@@ -32,8 +32,8 @@ def once_a_variant(toy, possible: list[str], first: bool) -> list[str]:
 
 
 def once_a_family(toy, possible: list[str], first: bool) -> list[str]:
-    """One rank, the family's first variant."""
-    return possible[:1] if first and toy.geometry == "default" else []
+    """All plans, on the family's first variant."""
+    return possible if first and toy.geometry == "default" else []
 
 
 @dataclass(frozen=True)

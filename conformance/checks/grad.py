@@ -1,7 +1,7 @@
 """grad.*: gradients equal transformers', carried through the same moves as the weights."""
 
 from ..api import LawBroken
-from .base import Check, close, disk, every_plan, same_names
+from .base import Check, close, disk, every_plan, once_a_family, same_names
 
 
 def parameters(lab, case):
@@ -24,8 +24,4 @@ def train(lab, case):
         lab.note(close(f"trained {name}", got[name], weight))
 
 
-def _once_a_family(toy, possible, first):
-    return possible if first and toy.geometry == "default" else []
-
-
-CHECKS = [Check("grad.parameters", parameters, every_plan), Check("grad.train", train, _once_a_family)]
+CHECKS = [Check("grad.parameters", parameters, every_plan), Check("grad.train", train, once_a_family)]

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from io import StringIO
 from pathlib import Path
 
-_ORDER = ("pass", "known", "not-run", "unknown", "fail")
+from ..api import Verdict
+
+_ORDER = tuple(map(str, Verdict))
 _STYLE = {"pass": "green", "known": "yellow", "not-run": "blue", "unknown": "magenta", "fail": "red"}
 
 
