@@ -1,13 +1,14 @@
 """The door: what a bridge must offer to be tested, and the words for what the suite found.
 
 An adapter is any object with these members; a bridge's package names it as ``module:NAME`` (option --bridge) or by an entry point in the
-group ``shardproof.adapters``. Methods marked *rank* run in a worker process of a world of ranks, where parallel_state has been
-initialised for the plan; the others run in the test process and must not import megatron.
+group ``shardproof.adapters``. Only REQUIRED members must be there: a check that needs another one is not claimed (``-``) for an adapter without it.
+Methods marked *rank* run in a worker process of a world of ranks, where parallel_state has been initialised for the plan; the others
+run in the test process and must not import megatron.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -66,6 +67,14 @@ class Adapter(Protocol):
         """*rank*: this rank's model chunks, filled from a distributed checkpoint saved under any plan."""
 
 
+REQUIRED = ("name", "host", "family_of", "possible", "build", "export_weights")
+
+
+def offers(adapter: Adapter, members: Iterable[str]) -> bool:
+    """Whether an adapter has all of these members."""
+    return all(hasattr(adapter, member) for member in members)
+
+
 class Verdict(IntEnum):
     """What a case came to; a group's verdict is the largest of its cases'. A crash is UNKNOWN, never a pass."""
 
@@ -83,14 +92,26 @@ class LawBroken(AssertionError):
     """A check's verdict FAIL, with the values that show it."""
 
 
+class NotRun(Exception):
+    """A check's verdict NOT_RUN: what this machine lacks, in a word or two (``gpu``)."""
+
+
 def load_adapter(name: str) -> Adapter:
-    """The adapter ``module:NAME``, or an entry point's name in the group ``shardproof.adapters``. Raises ValueError naming what there is."""
+    """The adapter ``module:NAME``, or an entry point's name in the group ``shardproof.adapters``.
+
+    ``FAULT@ADAPTER`` is that adapter with one planted fault (shardproof.conformance.faults). Raises ValueError naming what there is.
+    """
+    fault, _, base = name.rpartition("@")
+    if fault:
+        from .faults import plant
+
+        return plant(fault, load_adapter(base))
     points = {p.name: p.value for p in entry_points(group="shardproof.adapters")}
     target = points.get(name, name)
     module, _, attribute = target.partition(":")
     if not attribute:
         raise ValueError(f"no adapter {name!r}: give module:NAME, or one of the installed {sorted(points)}")
     adapter = getattr(import_module(module), attribute)
-    if missing := [m for m in Adapter.__protocol_attrs__ if not hasattr(adapter, m)]:
-        raise ValueError(f"adapter {target} lacks {sorted(missing)}; see shardproof.conformance.api.Adapter")
+    if missing := [member for member in REQUIRED if not hasattr(adapter, member)]:
+        raise ValueError(f"adapter {target} lacks {missing}; see shardproof.conformance.api.Adapter")
     return adapter

@@ -10,7 +10,7 @@ from shardproof import fixtures
 from shardproof.toy_models import toy_config
 
 from . import plans
-from .api import Adapter
+from .api import Adapter, offers
 from .checks import CHECKS
 
 # Geometries beside the default, each on the first published config of a family that it changes.
@@ -92,7 +92,7 @@ def _toy_cases(adapter: Adapter, family: str, toy: Toy, profile: str, *, first: 
     elif toy.geometry != "default" and profile != "nightly":
         wanted = (plans.SINGLE, "tp2,sp", "pp2,split3-2", "tp2,pp2,split2-3")
     possible = [plan for plan in wanted if adapter.possible(toy.config, plan) is None]
-    for check in CHECKS.values():
+    for check in (c for c in CHECKS.values() if offers(adapter, c.needs)):
         for plan in check.plans(toy, possible, first):
             for dtype in check.dtypes:
                 yield Case(family, toy, plan, dtype, check.direction, check.id)

@@ -57,14 +57,14 @@ class Lab:
     # ------------------------------------------------------------------------------------------------------------- results
     def reference(self, toy) -> dict:
         """transformers' logits and gradients of a toy; see measure.reference."""
-        return self._once(
+        return self.once(
             ("reference", toy), lambda: self.clean_task("reference", folder=str(self.folder(toy)), vocab=toy.config["vocab_size"])
         )
 
     def trained(self, toy) -> dict:
         """transformers' weights of a toy after some SGD steps; see measure.trained_reference."""
         vocab = toy.config["vocab_size"]
-        return self._once(
+        return self.once(
             ("trained", toy), lambda: self.clean_task("trained_reference", folder=str(self.folder(toy)), vocab=vocab)
         )
 
@@ -81,7 +81,7 @@ class Lab:
             }
             return merged | {"digests": [r["digest"] for r in ranks], "replicas": [pair for r in ranks for pair in r["replicas"]]}
 
-        return self._once(("measured", toy, plan, dtype), run)
+        return self.once(("measured", toy, plan, dtype), run)
 
     def lineage(self, toy, plan: str) -> tuple:
         """(code, {global tensor: numbers}) of a coded import. Raises LawBroken where ranks contradict each other or leave holes."""
@@ -93,25 +93,25 @@ class Lab:
             return whole
 
         folder = self.root / f"{toy}-coded"
-        code = self._once(("coded", toy), lambda: write_coded(self.folder(toy), folder))
-        return code, self._once(("lineage", toy, plan), run)
+        code = self.once(("coded", toy), lambda: write_coded(self.folder(toy), folder))
+        return code, self.once(("lineage", toy, plan), run)
 
     # --------------------------------------------------------------------------------------------------------------- tasks
     def rank_task(self, task: str, plan: str, **kwargs: Any) -> list:
-        """Run a task on every rank of a plan's world."""
+        """Run a task (a name of measure.py, or ``module:function``) on every rank of a plan's world."""
         kwargs |= {"adapter": self.adapter_name, "plan": plan}
-        return self.pools.run(plans.ranks(plan), f"{_TASKS}:{task}", layout=plans.layout(plan), kwargs=kwargs, timeout=180)
+        return self.pools.run(plans.ranks(plan), _named(task), layout=plans.layout(plan), kwargs=kwargs, timeout=180)
 
     def clean_task(self, task: str, **kwargs: Any) -> Any:
         """Run a task where megatron and stand-ins never were."""
-        return self.clean.run(f"{_TASKS}:{task}", kwargs)
+        return self.clean.run(_named(task), kwargs)
 
     def fake_task(self, task: str, plan: str, rank: int, **kwargs: Any) -> Any:
         """Run a task as one rank of a world that is not there."""
         if self._fake is None:
             self._fake = FakeWorld(host=self.adapter.host)
         kwargs |= {"adapter": self.adapter_name, "plan": plan}
-        return self._fake.run(f"{_TASKS}:{task}", plans.layout(plan), plans.ranks(plan), rank, kwargs=kwargs)
+        return self._fake.run(_named(task), plans.layout(plan), plans.ranks(plan), rank, kwargs=kwargs)
 
     def host_record(self) -> dict | None:
         """What the ranks ran on (device, Transformer Engine, kernels, versions), once a pool is up."""
@@ -125,10 +125,16 @@ class Lab:
             self._fake.close()
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def _once(self, key: tuple, make):
+    def once(self, key: tuple, make):
+        """A result made on first use and kept while it is among the newest."""
         if key not in self._memory:
             self._memory[key] = make()
             while len(self._memory) > self._keep:
                 self._memory.popitem(last=False)
         self._memory.move_to_end(key)
         return self._memory[key]
+
+
+def _named(task: str) -> str:
+    """A task of measure.py by its bare name, any other as ``module:function``."""
+    return task if ":" in task else f"{_TASKS}:{task}"

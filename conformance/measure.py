@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from .api import load_adapter
+from .api import load_adapter, offers
 
 SEQ, BATCH = 24, 4
 LONG, LONG_FROM = 1088, 1000
@@ -126,7 +126,7 @@ def measure(adapter: str, folder: str, plan: str, vocab: int, *, forward: bool =
     }
     if forward:
         out["logits"] = _run_schedule(chunks, vocab)
-        gradients = dict(bridge.export_gradients(chunks, path))
+        gradients = dict(bridge.export_gradients(chunks, path)) if offers(bridge, ["export_gradients"]) else None
         out["gradients"] = gradients if rank == 0 else None
     with torch.no_grad():
         for chunk in chunks:

@@ -41,7 +41,7 @@ class Check:
     """One law.
 
     id: ``group.law``. run: (lab, case) -> None, raises LawBroken. plans: which of the toy's possible plans it runs on. direction: import,
-    export or both. The first line of `run`'s docstring states the law.
+    export or both. needs: optional members of the adapter that it calls. The first line of `run`'s docstring states the law.
     """
 
     id: str
@@ -49,6 +49,7 @@ class Check:
     plans: Callable[[Any, list[str], bool], list[str]]
     direction: str = "both"
     dtypes: tuple[str, ...] = ("fp32",)
+    needs: tuple[str, ...] = ()
 
     @property
     def law(self) -> str:

@@ -23,6 +23,6 @@ def snapshot(lab, case):
 
 
 CHECKS = [
-    Check("config.roundtrip", roundtrip, once_a_variant),
-    Check("config.snapshot", snapshot, once_a_variant, direction="import"),
+    Check("config.roundtrip", roundtrip, once_a_variant, needs=("rewrite_config",)),
+    Check("config.snapshot", snapshot, once_a_variant, direction="import", needs=("snapshot",)),
 ]

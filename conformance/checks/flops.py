@@ -36,4 +36,7 @@ def monotone(lab, case):
         raise LawBroken(f"layers do not add up: {two - one} then {three - two}")
 
 
-CHECKS = [Check("flops.counted", counted, single), Check("flops.monotone", monotone, once_a_variant)]
+CHECKS = [
+    Check("flops.counted", counted, single, needs=("flops",)),
+    Check("flops.monotone", monotone, once_a_variant, needs=("flops",)),
+]

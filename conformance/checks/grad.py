@@ -24,4 +24,7 @@ def train(lab, case):
         lab.note(close(f"trained {name}", got[name], weight))
 
 
-CHECKS = [Check("grad.parameters", parameters, every_plan), Check("grad.train", train, once_a_family)]
+CHECKS = [
+    Check("grad.parameters", parameters, every_plan, needs=("export_gradients",)),
+    Check("grad.train", train, once_a_family),
+]

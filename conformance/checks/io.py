@@ -62,6 +62,14 @@ def _reload_plans(toy, possible, first):
 
 
 CHECKS = [
-    Check("io.reload", reload, _reload_plans, direction="export"),
-    Check("io.resharded", resharded, _reshard_plans),
+    Check("io.reload", reload, _reload_plans, direction="export", needs=("save_hf",)),
+    Check(
+        "io.resharded",
+        resharded,
+        _reshard_plans,
+        needs=(
+            "save_megatron",
+            "load_megatron",
+        ),
+    ),
 ]

@@ -23,4 +23,14 @@ def _candidates(config):
             yield f"tp{tp},pp{pp}" + (",sp" if tp > 1 else "")
 
 
-CHECKS = [Check("scale.proof", proof, once_a_variant)]
+CHECKS = [
+    Check(
+        "scale.proof",
+        proof,
+        once_a_variant,
+        needs=(
+            "prove",
+            "build_on_meta",
+        ),
+    )
+]
