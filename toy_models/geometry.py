@@ -11,11 +11,14 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .experts import moe_fields
+
 VOCAB = 131  # prime: never a multiple of any padding
 LAYERS = 5  # odd: no pipeline of 2 or 4 stages divides it
 HEAD_DIM = 8
 WINDOW = 7  # keys a query may see; the suite's sequences are longer
 ORIGINAL_CONTEXT = 8192  # megatron-core's llama3 scaling knows no other
+NORM_OVER_HIDDEN = {"olmoe"}  # transformers sizes the query norm by hidden_size: no head_dim of its own is possible
 
 
 def toy_config(published: Mapping[str, Any], geometry: str = "default") -> dict[str, Any]:
@@ -38,13 +41,19 @@ def _default(published: Mapping[str, Any]) -> dict[str, Any]:
     config |= {"vocab_size": VOCAB, "num_hidden_layers": LAYERS, "head_dim": HEAD_DIM}
     config["hidden_size"] = hidden = _hidden(config)
     config["intermediate_size"] = 2 * hidden + 12 + 4 * ((2 * hidden + 12) % 8 == 0)
-    config["max_position_embeddings"] = min(config.get("max_position_embeddings", 2048), 2048)
+    config |= moe_fields(config)
+    config = _cut(config, LAYERS)
+    config.pop("quantization_config", None)  # a toy's files hold plain floats
+    if config["model_type"] in NORM_OVER_HIDDEN:
+        config = _square(config, published) | {"intermediate_size": config["intermediate_size"]}
+    if (config.get("rope_scaling") or {}).get("rope_type") != "yarn":  # whose original context stays, and must stay the smaller
+        config["max_position_embeddings"] = min(config.get("max_position_embeddings", 2048), 2048)
     if config.get("sliding_window") is not None:
         config["sliding_window"] = WINDOW
     if config.get("max_window_layers") is not None:
         config["max_window_layers"] = 2
     for key in ("rope_scaling", "rope_parameters"):
-        if (config.get(key) or {}).get("original_max_position_embeddings"):
+        if (config.get(key) or {}).get("rope_type") == "llama3":
             config[key]["original_max_position_embeddings"] = ORIGINAL_CONTEXT
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if config.get(key) is not None:
@@ -73,13 +82,24 @@ def _hidden(config: Mapping[str, int]) -> int:
     return step * heads
 
 
+def _cut(config: dict, layers: int) -> dict:
+    """The config with that many layers, lists of one entry a layer cut to them."""
+    before = config["num_hidden_layers"]
+    config = config | {"num_hidden_layers": layers}
+    if config.get("layer_types"):
+        config["layer_types"] = (config["layer_types"] * layers)[:layers] if before < layers else config["layer_types"][:layers]
+    return config
+
+
+def _even(config: dict, published: Mapping) -> dict:
+    return _cut(config, 4)
+
+
 def _square(config: dict, published: Mapping) -> dict:
     width = config["num_attention_heads"] * HEAD_DIM
     derived = {"head_dim"} - set(published)  # left to be derived where the published file leaves it so
-    return {key: value for key, value in config.items() if key not in derived} | {
-        "hidden_size": width,
-        "intermediate_size": width,
-    }
+    mlp = {"intermediate_size": width} if "moe_intermediate_size" in config or not moe_fields(config) else {}
+    return {key: value for key, value in config.items() if key not in derived} | {"hidden_size": width} | mlp
 
 
 def _with(**fields: Any) -> Callable[[dict, Mapping], dict]:
@@ -106,7 +126,7 @@ def _rescaled(config: dict, published: Mapping) -> dict:
 GEOMETRIES: dict[str, Callable[[dict, Mapping], dict]] = {
     "default": _with(),
     "square": _square,
-    "even": _with(num_hidden_layers=4),
+    "even": _even,
     "mha": _mha,
     "mqa": _with(num_key_value_heads=1),
     "tied": _with(tie_word_embeddings=True),

@@ -8,31 +8,47 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+ROUTER = re.compile(r"\.(gate|router)\.weight$")
+ROUTER_GAIN = 3.0  # choices of experts far from ties: rounding must not turn one
+
 
 def loud(name: str, shape: tuple[int, ...], *, seed: int = 0, dtype=None):
     """Values of one tensor, a function of its name, shape and seed alone.
 
-    Matrices: normal, scale 0.7 to 1.3 over sqrt(columns) (embeddings 0.7 to 1.3). Norm weights: around 0.6 to 1.5, spread 0.2. Biases: around
-    +-0.3, spread 0.3.
+    Matrices: normal, scale 0.7 to 1.3 over sqrt(columns) (embeddings 0.7 to 1.3); routers three times that; of stacked experts [experts, .., ..]
+    each has a scale of its own, which also rises along both axes, so that gate and up differ. Norm weights: around 0.6 to 1.5, spread
+    0.2. Biases: around +-0.3, spread 0.3.
     """
     import torch
 
     gen = torch.Generator().manual_seed(zlib.crc32(name.encode()) + 7919 * seed)
     noise = torch.randn(shape, generator=gen, dtype=torch.float64)
     u = torch.rand((), generator=gen, dtype=torch.float64).item()
-    if len(shape) >= 2:
-        fan_in = 1 if "embed" in name else shape[-1]
-        values = noise * (0.7 + 0.6 * u) / fan_in**0.5
-    elif name.endswith("bias"):
+    if name.endswith("bias"):  # of stacked experts too: [experts, rows]
         values = 0.3 * noise + (0.3 if u > 0.5 else -0.3) * (0.5 + u)
+    elif len(shape) >= 2:
+        fan_in = 1 if "embed" in name else shape[-1]
+        values = noise * (0.7 + 0.6 * u) / fan_in**0.5 * (ROUTER_GAIN if ROUTER.search(name) else 1.0)
+        if len(shape) == 3 and "experts" in name:
+            values = values * _of_its_own(shape, gen)
     else:
         values = 0.2 * noise + 0.6 + 0.9 * u
     return values.to(dtype or torch.float32)
+
+
+def _of_its_own(shape: tuple[int, ...], gen):
+    """A scale for every element of stacked experts: an expert's own, rising from 0.8 to 1.2 along each of its axes."""
+    import torch
+
+    expert = 0.7 + 0.6 * torch.rand(shape[0], generator=gen, dtype=torch.float64)
+    rows, columns = (torch.linspace(0.8, 1.2, n, dtype=torch.float64) for n in shape[1:])
+    return expert[:, None, None] * rows[:, None] * columns
 
 
 def write_toy(config: Mapping[str, Any], folder: str | Path, *, seed: int = 0, max_shard_size: str = "40KB") -> Path:
