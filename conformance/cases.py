@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -61,6 +62,28 @@ class Case:
         return f"{self.family}/{self.toy}/{self.plan}/{self.dtype}/{self.direction}/{self.check}"
 
 
+def parse(text: str, adapter: Adapter) -> Case:
+    """The case of an id, listed or not: any geometry and plan that an id can spell. Raises ValueError naming the part that means nothing."""
+    parts = text.split("/")
+    if len(parts) != 6:
+        raise ValueError(f"case {text!r}: an id is family/toy/plan/dtype/direction/check")
+    family, name, plan, dtype, direction, check = parts
+    variants = families(adapter).get(family)
+    if variants is None:
+        raise ValueError(f"case {text!r}: no family {family!r}; there are {', '.join(families(adapter))}")
+    variant, _, geometry = name.partition("+")
+    toy = next((Toy(v, geometry or "default") for v in variants if v.split("/")[-1] == variant), None)
+    if toy is None:
+        raise ValueError(
+            f"case {text!r}: no variant {variant!r} in {family}; there are {', '.join(v.split('/')[-1] for v in variants)}"
+        )
+    if check not in CHECKS or direction != CHECKS[check].direction:
+        raise ValueError(f"case {text!r}: no check {check!r} of direction {direction!r}")
+    if why := adapter.possible(toy.config, plan):
+        raise ValueError(f"case {text!r}: {why}")
+    return Case(family, toy, plan, dtype, direction, check)
+
+
 def enumerate_cases(adapter: Adapter, profile: str = "default") -> Iterator[Case]:
     """Every case of every family that the adapter takes, toy by toy (results of one toy are shared), in a fixed order.
 
@@ -73,6 +96,18 @@ def enumerate_cases(adapter: Adapter, profile: str = "default") -> Iterator[Case
             toy = next((toy for v in toys if (toy := Toy(v, geometry)).config != Toy(v).config), None)
             if toy is not None:
                 yield from _toy_cases(adapter, family, toy, profile, first=False)
+
+
+def chosen(adapter: Adapter, profile: str, asked: list[str]) -> Iterator[Case]:
+    """Every listed case, then those that an id asks for beside the list; an id that means nothing is passed over (plugin.keep names it)."""
+    listed = set()
+    for case in enumerate_cases(adapter, profile):
+        listed.add(case.id)
+        yield case
+    for text in dict.fromkeys(asked):
+        if text not in listed:
+            with suppress(ValueError):
+                yield parse(text, adapter)
 
 
 def families(adapter: Adapter) -> dict[str, list[str]]:

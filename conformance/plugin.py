@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from .known import load as load_known
+from .verdicts import Investigator, row_of, text_of
+
 OPTIONS = {
     "family": "only this family (repeatable)",
     "toy": "only toys whose name contains this (repeatable)",
@@ -25,6 +28,10 @@ def pytest_addoption(parser):
     for name, text in OPTIONS.items():
         group.addoption(f"--{name}", action="append", default=[], help=text)
     group.addoption("--profile", choices=("default", "nightly"), default="default", help="breadth: plans a toy")
+    group.addoption(
+        "--known", action="append", default=[], help="TOML file of known failures (repeatable); see conformance/known.py"
+    )
+    group.addoption("--shrink", action="store_true", help="look for the smallest case that fails like each failed one")
     group.addoption("--report-dir", default="reports", help="folder for results.jsonl and report.html (default: reports)")
 
 
@@ -44,10 +51,23 @@ def keep(cases: list, config) -> set[str]:
         words = config.getoption(name)
         for word in words:
             if not any(matches(c, word) for c in cases):
+                if name == "case":
+                    raise pytest.UsageError(_why_not(word, config))
                 known = sorted({str(getattr(c, name, c.id)) for c in cases})
                 raise pytest.UsageError(f"--{name} {word} matches no case; there are: {', '.join(known[:40])}")
         kept = [c for c in kept if not words or any(matches(c, word) for word in words)]
     return {c.id for c in kept}
+
+
+def _why_not(case_id: str, config) -> str:
+    from .api import load_adapter
+    from .cases import parse
+
+    try:
+        parse(case_id, load_adapter(config.getoption("bridge")))
+    except ValueError as wrong:
+        return str(wrong)
+    return f"case {case_id!r} was not collected: name its file or folder on the command line"
 
 
 @pytest.fixture(scope="session")
@@ -77,12 +97,19 @@ class Recorder:
         self.by_toy: dict[tuple, list[dict]] = {}
         self.total: dict[tuple, int] = {}
         self.host: dict | None = None
+        self.investigator = Investigator(shrink=config.getoption("shrink"))
+        try:
+            self.known = load_known(config.getoption("known"))
+        except ValueError as wrong:
+            raise pytest.UsageError(str(wrong)) from None
 
     @pytest.hookimpl(trylast=True)  # after syrupy has seen what was collected: what it saw and did not run is not "unused"
     def pytest_collection_modifyitems(self, config, items):
         """Deselect what the options leave out, and know how many cases each toy has."""
         cases = {id(item): case for item in items if (case := _case(item))}
         kept = keep(list(cases.values()), config) if cases else set()
+        if cases and (gone := sorted(set(self.known) - {c.id for c in cases.values()})):
+            raise pytest.UsageError(f"known failures name cases that are not there: {', '.join(gone[:4])}; remove them")
         dropped = [item for item in items if id(item) in cases and cases[id(item)].id not in kept]
         if dropped:
             config.hook.pytest_deselected(items=dropped)
@@ -94,22 +121,19 @@ class Recorder:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item, call):
-        """Turn an outcome into a verdict: an assertion is a FAIL, any other exception is UNKNOWN."""
-        from .api import Verdict
-
+        """Turn an outcome into a verdict; pytest's own outcome follows it."""
         outcome = yield
         report, case = outcome.get_result(), _case(item)
-        if case is None or (report.when != "call" and not report.failed):
+        if case is None or (report.when != "call" and call.excinfo is None):
             return
-        report.shardproof = True
-        failed = call.excinfo
-        verdict = Verdict.PASS if not failed else Verdict.FAIL if failed.errisinstance(AssertionError) else Verdict.UNKNOWN
-        message = failed.exconly(tryshort=True) if failed else ""
-        row = {"id": case.id, "family": case.family, "toy": str(case.toy), "plan": case.plan, "dtype": case.dtype}
-        row |= {"check": case.check, "verdict": str(verdict), "seconds": round(report.duration, 3), "message": message}
-        lab = item.funcargs.get("lab")
-        told = {"row": row | {"error": lab and lab.error}, "world": lab and lab.host_record()}
-        report.user_properties.append(("shardproof", told))  # travels from an xdist worker to the one that reports
+        report.shardproof, lab = True, item.funcargs.get("lab")
+        row = row_of(case, call.excinfo and call.excinfo.value, report.duration, lab, self.known.get(case.id))
+        if lab:
+            self.investigator.look(lab, case, row)
+        _follow(report, row, self.config.getoption("bridge"))
+        report.user_properties.append(
+            ("shardproof", {"row": row, "world": lab and lab.host_record()})
+        )  # travels from xdist workers
 
     def pytest_runtest_logreport(self, report):
         """Collect the rows of this process, or of all xdist workers."""
@@ -174,6 +198,20 @@ class Recorder:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.started)),
             "seconds": round(time.time() - self.started, 1),
         }
+
+
+def _follow(report, row: dict, bridge: str) -> None:
+    """pytest's outcome from a verdict: known is an expected failure, not-run a skip, fail and unknown are failures."""
+    verdict = row["verdict"]
+    if verdict == "pass":
+        report.outcome = "passed"
+    elif verdict == "known":
+        report.outcome, report.wasxfail = "skipped", row["message"]
+    elif verdict == "not-run":
+        report.outcome, report.longrepr = "skipped", (row["id"], 0, row["message"])
+    else:
+        crash = f"{report.longrepr}\n" if verdict == "unknown" else ""  # a broken law needs no traceback, a crash does
+        report.outcome, report.longrepr = "failed", crash + text_of(row, bridge)
 
 
 def _case(item):

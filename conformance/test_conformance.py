@@ -1,14 +1,14 @@
 """The suite as pytest sees it: one parametrised function, one test a case. The plugin's options deselect what is not asked for."""
 
 from shardproof.conformance.api import load_adapter
-from shardproof.conformance.cases import enumerate_cases
+from shardproof.conformance.cases import chosen
 from shardproof.conformance.checks import CHECKS
 
 
 def pytest_generate_tests(metafunc):
     """One test a case of the chosen bridge and profile."""
     option = metafunc.config.getoption
-    cases = list(enumerate_cases(load_adapter(option("bridge")), option("profile")))
+    cases = list(chosen(load_adapter(option("bridge")), option("profile"), option("case")))
     metafunc.parametrize("case", cases, ids=[c.id for c in cases])
 
 
