@@ -8,10 +8,12 @@ run in the test process and must not import megatron.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from importlib import import_module
 from importlib.metadata import entry_points
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +23,8 @@ class Adapter(Protocol):
     """One bridge, presented to the suite.
 
     name: for reports. host: ``module:function`` that makes megatron-core run on this machine, called in every worker before
-    megatron is imported; None where nothing is needed.
+    megatron is imported; None where nothing is needed. Optional: preload, a tuple of modules that every rank would import (the
+    bridge's own, say): imported once, before ranks are forked.
     """
 
     name: str
@@ -70,6 +73,11 @@ class Adapter(Protocol):
 REQUIRED = ("name", "host", "family_of", "possible", "build", "export_weights")
 
 
+def rank_members() -> tuple[str, ...]:
+    """Members that run in ranks: those whose description above starts with *rank*."""
+    return tuple(name for name, member in vars(Adapter).items() if (member.__doc__ or "").startswith("*rank*"))
+
+
 def offers(adapter: Adapter, members: Iterable[str]) -> bool:
     """Whether an adapter has all of these members."""
     return all(hasattr(adapter, member) for member in members)
@@ -97,21 +105,58 @@ class NotRun(Exception):
 
 
 def load_adapter(name: str) -> Adapter:
-    """The adapter ``module:NAME``, or an entry point's name in the group ``shardproof.adapters``.
+    """The adapter ``module:NAME``, ``folder/file.py:NAME``, or an entry point's name in the group ``shardproof.adapters``.
 
-    ``FAULT@ADAPTER`` is that adapter with one planted fault (shardproof.conformance.faults). Raises ValueError naming what there is.
+    ``FAULT@ADAPTER`` is that adapter with one planted fault (shardproof.conformance.faults); ``exec:PYTHON ADAPTER`` is one in another
+    environment's interpreter (shardproof.conformance.door). Raises ValueError naming what there is.
     """
+    if "exec:" in name:
+        from .door import is_exec, open_door
+
+        if is_exec(name):
+            return _whole(open_door(name), name)
     fault, _, base = name.rpartition("@")
     if fault:
         from .faults import plant
 
         return plant(fault, load_adapter(base))
-    points = {p.name: p.value for p in entry_points(group="shardproof.adapters")}
-    target = points.get(name, name)
-    module, _, attribute = target.partition(":")
-    if not attribute:
-        raise ValueError(f"no adapter {name!r}: give module:NAME, or one of the installed {sorted(points)}")
-    adapter = getattr(import_module(module), attribute)
+    target = installed_adapters().get(name, name)
+    module, _, attribute = target.rpartition(":")
+    if not module:
+        raise ValueError(
+            f"no adapter {name!r}: give MODULE:NAME, FILE.py:NAME, or one of the installed {sorted(installed_adapters())}"
+        )
+    return _whole(_imported(target, module, attribute), target)
+
+
+def installed_adapters() -> dict[str, str]:
+    """Entry points of the group ``shardproof.adapters``: name -> ``module:NAME``."""
+    return {point.name: point.value for point in entry_points(group="shardproof.adapters")}
+
+
+def _imported(target: str, module: str, attribute: str) -> Adapter:
+    """The object that a target names. A file is imported as the top-level module that it is."""
+    if module.endswith(".py"):
+        file = Path(module).resolve()
+        if not file.is_file():
+            raise ValueError(f"no adapter {target!r}: there is no file {module}")
+        if str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))
+        module = file.stem
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(error.name + ".")):
+            installed = sorted(installed_adapters())
+            raise ValueError(f"no adapter {target!r}: there is no module {error.name}; installed are {installed}") from None
+        raise
+    try:
+        return attrgetter(attribute)(found)
+    except AttributeError:
+        raise ValueError(f"no adapter {target!r}: module {module} has no {attribute}") from None
+
+
+def _whole(adapter: Adapter, target: str) -> Adapter:
     if missing := [member for member in REQUIRED if not hasattr(adapter, member)]:
         raise ValueError(f"adapter {target} lacks {missing}; see shardproof.conformance.api.Adapter")
     return adapter

@@ -13,7 +13,7 @@ from . import plans
 from .api import Adapter, LawBroken
 from .coding import write_coded
 from .lineage import assemble
-from .worlds import Clean, FakeWorld, Pools
+from .worlds import PRELOAD, Clean, FakeWorld, Pools
 
 _TASKS = "shardproof.conformance.measure"
 
@@ -22,8 +22,11 @@ class Lab:
     """Runs tasks for one adapter and keeps the results of the newest toys. Close it when done."""
 
     def __init__(self, adapter: Adapter, adapter_name: str, *, keep: int = 48):
-        self.adapter, self.adapter_name = adapter, adapter_name
-        self.pools = Pools(host=adapter.host, limit=4)
+        # an adapter in another interpreter has another name there
+        self.adapter, self.adapter_name = adapter, getattr(adapter, "rank_name", adapter_name)
+        preload = (*PRELOAD, *getattr(adapter, "preload", ()))
+        self._world = {"host": adapter.host, "python": getattr(adapter, "python", None), "preload": preload}
+        self.pools = Pools(**self._world, limit=4)
         self.clean = Clean()
         self._fake: FakeWorld | None = None
         self._memory: OrderedDict[tuple, Any] = OrderedDict()
@@ -109,7 +112,7 @@ class Lab:
     def fake_task(self, task: str, plan: str, rank: int, **kwargs: Any) -> Any:
         """Run a task as one rank of a world that is not there."""
         if self._fake is None:
-            self._fake = FakeWorld(host=self.adapter.host)
+            self._fake = FakeWorld(**self._world)
         kwargs |= {"adapter": self.adapter_name, "plan": plan}
         return self._fake.run(_named(task), plans.layout(plan), plans.ranks(plan), rank, kwargs=kwargs)
 

@@ -14,12 +14,14 @@ class FakeWorld(OneProcess):
     """A persistent process that stands in for one rank after the other of worlds that do not exist.
 
     Collectives there return at once and exchange nothing, so values mean nothing: build modules under
-    `torch.device("meta")` and look at names, shapes and sharding. `host`, `preload`, `start_timeout` as for Pool.
+    `torch.device("meta")` and look at names, shapes and sharding. `host`, `preload`, `start_timeout`, `python` as for Pool.
     """
 
-    def __init__(self, *, host: str | None, preload: Sequence[str] = PRELOAD, start_timeout: float = 120.0):
+    def __init__(
+        self, *, host: str | None, preload: Sequence[str] = PRELOAD, start_timeout: float = 120.0, python: str | None = None
+    ):
         check_name("host", host, optional=True)
-        self._solo = Solo("fake", host=host, preload=preload, start_timeout=start_timeout)
+        self._solo = Solo("fake", host=host, preload=preload, start_timeout=start_timeout, python=python)
 
     def run(
         self,

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 from .errors import WorldError, section
+from .interpreter import command, environment
 
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from shardproof.conformance.worlds.server import main; main(int(sys.argv[1]))"
-)
 # One thread for every numeric library of the server (a fork with live threads is unsafe) and of the ranks.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -34,25 +29,25 @@ _ENVIRONMENT = {
 class Server:
     """A fork server with `host` called and `preload` imported; comes up in the background.
 
-    `host`: "module:function" or None. `folder` is the server's temporary folder: logs, stacks, stores; it goes when
-    the server ends, also when the parent was killed.
+    `host`: "module:function" or None. `python`: the interpreter of the server and its workers, None for this one. `folder` is
+    the server's temporary folder: logs, stacks, stores; it goes when the server ends, also when the parent was killed.
     """
 
-    def __init__(self, host: str | None, preload: tuple[str, ...]):
-        self.host, self.preload, self.owner = host, tuple(preload), os.getpid()
+    def __init__(self, host: str | None, preload: tuple[str, ...], python: str | None = None):
+        self.host, self.preload, self.python, self.owner = host, tuple(preload), python, os.getpid()
         self.folder = tempfile.mkdtemp(prefix="shardproof-")
         self.log = Path(self.folder, "server.log")
         self.lock = threading.Lock()
         self.control, child = socket.socketpair()
         with child, self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(child.fileno()), json.dumps(sys.path)],
+                command(python, "shardproof.conformance.worlds.server:main", child.fileno()),
                 pass_fds=[child.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **_ENVIRONMENT},
+                env={**environment(python), **_ENVIRONMENT},
             )
         self.messages = Connection(os.dup(self.control.fileno()))
         with contextlib.suppress(OSError):  # it died at once: the first spawn says so
@@ -91,7 +86,7 @@ class Server:
         tail = self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
         return WorldError(
             f"the fork server ended with code {self.process.poll()} (host {self.host}, preload "
-            f"{list(self.preload)}); check that these import in a plain interpreter"
+            f"{list(self.preload)}); check that these import in {self.python or 'a plain interpreter'}"
             f"{section('output of the server (tail)', tail)}"
         )
 
@@ -114,15 +109,15 @@ _SERVERS: dict[tuple, Server] = {}
 _LOCK = threading.Lock()
 
 
-def shared_server(host: str | None, preload: tuple[str, ...]) -> Server:
-    """The server of this process for (host, preload); started when there is none alive."""
-    key = (os.getpid(), host, tuple(preload))
+def shared_server(host: str | None, preload: tuple[str, ...], python: str | None = None) -> Server:
+    """The server of this process for (host, preload, interpreter); started when there is none alive."""
+    key = (os.getpid(), host, tuple(preload), python)
     with _LOCK:
         old = _SERVERS.get(key)
         if old is None or not old.alive:
             if old is not None:
                 old.close()  # a killed server could not remove its folder
-            _SERVERS[key] = Server(host, tuple(preload))
+            _SERVERS[key] = Server(host, tuple(preload), python)
         return _SERVERS[key]
 
 

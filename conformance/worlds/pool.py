@@ -31,7 +31,8 @@ class Pool:
     `host`: "module:function", called without arguments in the server and in each rank before megatron.core is imported
     (what makes megatron run without a GPU); None on a machine with GPUs. `preload`: modules that the server imports.
     `start_timeout`: seconds for the start, the server's own included (5-10 s when it is not up). `backend`: of
-    torch.distributed.
+    torch.distributed. `python`: the ranks' interpreter, with its own packages (Python 3.10 or later, torch, megatron-core, numpy);
+    None for this one.
 
     Attributes: `world_size`, `start_seconds` (wall time of the start), `host_record` (what the host said of itself in
     rank 0, or None), `seconds` (of the last run, per rank: set-up and task).
@@ -45,13 +46,15 @@ class Pool:
         preload: Sequence[str] = PRELOAD,
         start_timeout: float = 120.0,
         backend: str = "gloo",
+        python: str | None = None,
     ):
         if not isinstance(world_size, int) or world_size < 1:
             raise WorldError(f"world_size={world_size!r} is not a positive integer")
         check_name("host", host, optional=True)
         spec = {"mode": "ranks", "host": host, "backend": backend}
         self.world_size = world_size
-        self._workers = Workers(shared_server(host, tuple(preload)), world_size, spec, start_timeout=start_timeout)
+        server = shared_server(host, tuple(preload), python)
+        self._workers = Workers(server, world_size, spec, start_timeout=start_timeout)
         self.start_seconds = self._workers.start_seconds
         self.host_record = self._workers.records[0]
 

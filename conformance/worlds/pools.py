@@ -15,7 +15,7 @@ from .pool import PRELOAD, Pool
 class Pools:
     """Live pools by world size, at most `limit` of them; the least recently used one goes first.
 
-    `host`, `preload`, `start_timeout`, `backend` as for Pool. One Pools per process: with pytest-xdist each worker
+    `host`, `preload`, `start_timeout`, `backend`, `python` as for Pool. One Pools per process: with pytest-xdist each worker
     process has its own, and its own fork server (see `suggested_workers`).
     The fork server starts to import at once, so that the first `run` waits less.
 
@@ -30,13 +30,20 @@ class Pools:
         preload: Sequence[str] = PRELOAD,
         start_timeout: float = 120.0,
         backend: str = "gloo",
+        python: str | None = None,
     ):
         if limit < 1:
             raise WorldError(f"limit={limit} leaves no pool alive; give at least 1")
-        self._options = {"host": host, "preload": tuple(preload), "start_timeout": start_timeout, "backend": backend}
+        self._options = {
+            "host": host,
+            "preload": tuple(preload),
+            "start_timeout": start_timeout,
+            "backend": backend,
+            "python": python,
+        }
         self._pools: OrderedDict[int, Pool] = OrderedDict()
         self.limit, self.start_seconds = limit, {}
-        shared_server(host, tuple(preload))
+        shared_server(host, tuple(preload), python)
 
     def get(self, world_size: int) -> Pool:
         """The live pool of this size; starts or replaces it where needed, and closes the least recently used one."""

@@ -11,12 +11,12 @@ from .workers import Workers
 class Solo:
     """One persistent worker of a given mode; started when first used, replaced after a failure."""
 
-    def __init__(self, mode: str, *, host: str | None, preload: Sequence[str], start_timeout: float):
+    def __init__(self, mode: str, *, host: str | None, preload: Sequence[str], start_timeout: float, python: str | None = None):
         self._spec = {"mode": mode, "host": host}
-        self._preload, self._start_timeout = tuple(preload), start_timeout
+        self._server, self._start_timeout = (host, tuple(preload), python), start_timeout
         self._workers: Workers | None = None
         self.start_seconds: list[float] = []
-        shared_server(host, self._preload)  # it imports while the caller does other things
+        shared_server(*self._server)  # it imports while the caller does other things
 
     def exchange(self, request: dict, timeout: float):
         """Send one request; its result. Errors as in Workers.exchange."""
@@ -25,8 +25,7 @@ class Solo:
     def worker(self) -> Workers:
         """The live worker."""
         if self._workers is None or not self._workers.healthy():
-            server = shared_server(self._spec["host"], self._preload)
-            self._workers = Workers(server, 1, self._spec, start_timeout=self._start_timeout)
+            self._workers = Workers(shared_server(*self._server), 1, self._spec, start_timeout=self._start_timeout)
             self.start_seconds.append(self._workers.start_seconds)
         return self._workers
 

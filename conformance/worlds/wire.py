@@ -1,7 +1,8 @@
-"""Bytes between the parent and its ranks.
+"""Bytes between the parent and its ranks, which may have other versions of Python, torch and numpy.
 
-Tensors travel by value, not as shared-memory descriptors: a rank may be gone before its result is read, and every
-descriptor would stay open in both processes. Only the elements that a tensor shows are sent, not the storage behind it.
+Tensors and arrays travel by value, not as shared-memory descriptors: a rank may be gone before its result is read, and
+every descriptor would stay open in both processes. They travel as bytes with a type's name, not in a library's own pickle
+format. Only the elements that a tensor shows are sent, not the storage behind it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def loads(data: bytes | memoryview):
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, obj):
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and type(obj) is numpy.ndarray and obj.dtype.kind in "biufc":
+            return _rebuild_array, (pickle.PickleBuffer(numpy.ascontiguousarray(obj).reshape(-1)), obj.dtype.str, obj.shape)
         torch = sys.modules.get("torch")  # no torch, no tensors: the parent need not import it to send a request
         if torch is None or type(obj) not in (torch.Tensor, torch.nn.Parameter):
             return NotImplemented
@@ -40,7 +44,15 @@ class _Pickler(pickle.Pickler):
         if obj.device.type == "meta":
             return _rebuild_tensor, (None, *form)
         flat = obj.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        return _rebuild_tensor, (flat.view(torch.uint8).numpy() if flat.numel() else b"", *form)
+        raw = pickle.PickleBuffer(flat.view(torch.uint8).numpy()) if flat.numel() else b""
+        return _rebuild_tensor, (raw, *form)
+
+
+def _rebuild_array(raw, dtype: str, shape: tuple[int, ...]):
+    import numpy
+
+    whole = numpy.frombuffer(raw, dtype=dtype) if len(raw) else numpy.empty(0, dtype)
+    return (whole if whole.flags.writeable else whole.copy()).reshape(shape)
 
 
 def _rebuild_tensor(raw, dtype_name: str, shape: tuple[int, ...], requires_grad: bool, parameter: bool):
@@ -52,5 +64,5 @@ def _rebuild_tensor(raw, dtype_name: str, shape: tuple[int, ...], requires_grad:
     elif len(raw) == 0:
         tensor = torch.empty(shape, dtype=dtype)
     else:
-        tensor = torch.from_numpy(raw).view(dtype).reshape(shape)
+        tensor = torch.frombuffer(raw, dtype=torch.uint8).view(dtype).reshape(shape)
     return torch.nn.Parameter(tensor, requires_grad) if parameter else tensor.requires_grad_(requires_grad)

@@ -28,7 +28,8 @@ RESULT, ERROR = b"R", b"E"
 
 def main(conn: Connection, spec: dict) -> None:
     """Serve requests on `conn` until the parent sends an empty message or is gone."""
-    sys.path[:] = spec["sys_path"]
+    if spec["sys_path"] is not None:  # another interpreter keeps its own
+        sys.path[:] = spec["sys_path"]
     _capture(spec)
     try:
         setup = _MODES[spec["mode"]](spec)

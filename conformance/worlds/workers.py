@@ -54,7 +54,7 @@ class Workers:
             **spec,
             "rank": rank,
             "world_size": self.size,
-            "sys_path": list(sys.path),
+            "sys_path": None if self.server.python else list(sys.path),
             "store": str(self.folder / "store"),
             "log": str(self._file(rank, "log")),
             "stack": str(self._file(rank, "stack")),
