@@ -203,8 +203,11 @@ def build_on_meta(adapter: str, config: dict, plan: str) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------------ steps
-def _run_schedule(chunks: list, vocab: int, *, forward_only: bool = False):
-    """Forward (and backward, with gradient finalisation) through megatron-core's own schedule; whole logits on one rank."""
+def _run_schedule(chunks: list, vocab: int, *, forward_only: bool = False, batch=None):
+    """Forward (and backward, with gradient finalisation) through megatron-core's own schedule; whole logits on one rank.
+
+    batch: (token ids, probe) in place of `inputs`.
+    """
     import torch
     from megatron.core import parallel_state as ps
     from megatron.core.distributed import finalize_model_grads
@@ -212,7 +215,7 @@ def _run_schedule(chunks: list, vocab: int, *, forward_only: bool = False):
 
     if not forward_only:
         chunks[0].config.finalize_model_grads_func = finalize_model_grads
-    ids, probe = inputs(vocab)
+    ids, probe = batch or inputs(vocab)
     mine = _local_positions(ids.shape[1])
     micro_batches = 4 if len(chunks) > 1 else 2  # with virtual stages two are all warm-up: the steady state must run too
     size = ids.shape[0] // micro_batches

@@ -1,6 +1,11 @@
 """forward.*: logits equal transformers' in fp32 with loud weights."""
 
+from ..api import LawBroken
+from ..tasks import probes
 from .base import Check, close, every_plan
+
+_TASKS = "shardproof.conformance.tasks.probes"
+UNMOVED = 1e-6  # relative: what rounding may do to logits of the same tokens in another batch
 
 
 def logits(lab, case):
@@ -15,6 +20,45 @@ def long(lab, case):
     lab.note(close("logits at positions past 1000", lab.rank_task("long_logits", case.plan, **shared)[0], want))
 
 
+def causal(lab, case):
+    """A token changes its own logits and those after it, and none before it."""
+    got = _probed(lab, case)
+    for position in probes.CHANGED:
+        plain, changed = got["plain"], got[f"changed {position}"]
+        close(f"logits before position {position}, whose token changed", changed[:, :position], plain[:, :position], UNMOVED)
+        same = (changed[:, position] == plain[:, position]).all(-1).nonzero().flatten().tolist()
+        if same:
+            raise LawBroken(
+                f"position {position} has another token in rows {same} and the same logits: the model does not read it"
+            )
+
+
+def lengths(lab, case):
+    """In a batch of two lengths, every sequence has transformers' logits of that sequence alone, whatever fills the shorter rows."""
+    shared = {"folder": str(lab.folder(case.toy)), "vocab": case.toy.config["vocab_size"]}
+    alone = lab.once(("alone", case.toy), lambda: lab.clean_task(f"{_TASKS}:alone", **shared))
+    whole, got, n = lab.reference(case.toy)["logits"], _probed(lab, case), probes.SHORT
+    lab.note(close(f"logits of sequences of {n} tokens", got["short"], alone))
+    for row in range(len(whole)):
+        short = row in probes.SHORT_ROWS
+        want, real = (alone[row], slice(0, n)) if short else (whole[row], slice(None))
+        lab.note(close(f"logits of row {row} beside rows of another length", got["padded"][row, real], want))
+        close(f"logits of row {row} under another padding", got["padded otherwise"][row, real], got["padded"][row, real], UNMOVED)
+
+
+def _probed(lab, case):
+    """The bridge's logits of all probes, from one build a plan."""
+    shared = {"folder": str(lab.folder(case.toy)), "vocab": case.toy.config["vocab_size"]}
+    ranks = lab.once(("probes", case.toy, case.plan), lambda: lab.rank_task(f"{_TASKS}:bridge", case.plan, **shared))
+    return next(r for r in ranks if r is not None)
+
+
+def _probe_plans(toy, possible, first):
+    """A cut of every kind, on the family's first variant."""
+    kinds = ("tp1", "tp2,sp", "cp2", "pp2,vpp2,split2-1-1-1", "tp2,cp2,sp")
+    return [p for p in possible if p in kinds] if first and toy.geometry == "default" else []
+
+
 def _where_rope_scales(toy, possible, first):
     """One rank; the family's first variant and those whose rope is scaled."""
     scaled = toy.config.get("rope_scaling") or (toy.config.get("rope_parameters") or {}).get("rope_type", "default") != "default"
@@ -23,5 +67,7 @@ def _where_rope_scales(toy, possible, first):
 
 CHECKS = [
     Check("forward.logits", logits, every_plan, direction="import"),
+    Check("forward.causal", causal, _probe_plans, direction="import"),
+    Check("forward.lengths", lengths, _probe_plans, direction="import"),
     Check("forward.long", long, _where_rope_scales, direction="import"),
 ]
