@@ -71,15 +71,27 @@ def _why_not(case_id: str, config) -> str:
 
 
 @pytest.fixture(scope="session")
-def lab(request):
-    """The worlds of this session."""
+def shardproof_labs():
+    """The labs of this session, by bridge; all end with it."""
+    labs = {}
+    yield labs
+    for lab in labs.values():
+        lab.close()
+
+
+@pytest.fixture
+def lab(request, shardproof_labs):
+    """The worlds of the case's bridge, or of --bridge; they live as long as the session."""
     from .api import load_adapter
     from .lab import Lab
 
-    name = request.config.getoption("bridge")
-    lab = Lab(load_adapter(name), name)
-    yield lab
-    lab.close()
+    case = _case(request.node)
+    name = _bridge(case, request.config)
+    if name not in shardproof_labs:
+        shardproof_labs[name] = Lab(load_adapter(name), name)
+    lab = shardproof_labs[name]
+    lab.snapshot, lab.error = _snapshot(request, lab.adapter), None
+    return lab
 
 
 def pytest_configure(config):
@@ -97,6 +109,7 @@ class Recorder:
         self.by_toy: dict[tuple, list[dict]] = {}
         self.total: dict[tuple, int] = {}
         self.host: dict | None = None
+        self.bridges: dict[str, None] = {}  # that rows are of, in order
         self.investigator = Investigator(shrink=config.getoption("shrink"))
         try:
             self.known = load_known(config.getoption("known"))
@@ -130,10 +143,10 @@ class Recorder:
         row = row_of(case, call.excinfo and call.excinfo.value, report.duration, lab, self.known.get(case.id))
         if lab:
             self.investigator.look(lab, case, row)
-        _follow(report, row, self.config.getoption("bridge"))
-        report.user_properties.append(
-            ("shardproof", {"row": row, "world": lab and lab.host_record()})
-        )  # travels from xdist workers
+        bridge = _bridge(case, self.config)
+        _follow(report, row, bridge)
+        told = {"row": row, "world": lab and lab.host_record(), "bridge": bridge}
+        report.user_properties.append(("shardproof", told))  # travels from xdist workers
 
     def pytest_runtest_logreport(self, report):
         """Collect the rows of this process, or of all xdist workers."""
@@ -141,6 +154,7 @@ class Recorder:
             return
         for told in (value for name, value in report.user_properties if name == "shardproof"):
             row, self.host = told["row"], self.host or told["world"]
+            self.bridges[told["bridge"]] = None
             self.results.append(row)
             self.by_toy.setdefault((row["family"], row["toy"]), []).append(row)
             self._progress(row["family"], row["toy"])
@@ -191,7 +205,7 @@ class Recorder:
 
         versions = {p: md.version(p) for p in ("torch", "megatron-core", "transformers", "safetensors", "pytest")}
         return {
-            "bridge": self.config.getoption("bridge"),
+            "bridge": ", ".join(self.bridges),
             "profile": self.config.getoption("profile"),
             "versions": versions,
             "world": self.host,
@@ -218,3 +232,22 @@ def _case(item):
     spec = getattr(item, "callspec", None)
     case = spec.params.get("case") if spec else None
     return case if hasattr(case, "check") else None
+
+
+def _bridge(case, config) -> str:
+    """The bridge of a case: its own (parametrize_with_checks), or that of --bridge."""
+    return getattr(case, "bridge", None) or config.getoption("bridge")
+
+
+def _snapshot(request, adapter):
+    """syrupy's assertion for the running test; reviewed snapshots lie in the adapter's own folder, where it has one."""
+    snapshot, folder = request.getfixturevalue("snapshot"), getattr(adapter, "snapshots", None)
+    if folder is None:
+        return snapshot
+
+    class Beside(snapshot.extension_class):
+        @classmethod
+        def dirname(cls, *, test_location) -> str:
+            return str(Path(folder).resolve())
+
+    return snapshot.use_extension(Beside)

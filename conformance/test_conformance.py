@@ -12,7 +12,6 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("case", cases, ids=[c.id for c in cases])
 
 
-def test_case(case, lab, snapshot):
+def test_case(case, lab):
     """Run one case; the law is the check's docstring."""
-    lab.snapshot, lab.error = snapshot, None
     CHECKS[case.check].run(lab, case)
