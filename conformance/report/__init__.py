@@ -1,87 +1,50 @@
-"""Reports from results: JSONL is the source of truth; from it the terminal matrix and one HTML page."""
+"""Reports from results: results.jsonl is the source of truth; from it the terminal matrix, JUnit XML, Markdown and one HTML page."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from io import StringIO
+import os
+import sys
 from pathlib import Path
 
-from ..api import Verdict
+from . import terminal
+from .read import ResultsError, lines, merge, place, read
+from .run import ORDER, Run, worst
 
-_ORDER = tuple(map(str, Verdict))
-_STYLE = {"pass": "green", "known": "yellow", "not-run": "blue", "unknown": "magenta", "fail": "red"}
-
-
-def write(results: list[dict], folder: Path, header: dict) -> dict[str, str]:
-    """Write results.jsonl (header, one line a case, footer with counts) and report.html; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    counts = {v: sum(r["verdict"] == v for r in results) for v in _ORDER}
-    lines = [
-        {"kind": "header", **header},
-        *({"kind": "case", **r} for r in results),
-        {"kind": "footer", "cases": len(results), **counts},
-    ]
-    jsonl, page = folder / "results.jsonl", folder / "report.html"
-    jsonl.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    page.write_text(html(results, header, counts))
-    return {"results": str(jsonl), "report": str(page.resolve())}
+__all__ = ["ORDER", "ResultsError", "Run", "made", "matrix", "merge", "place", "read", "worst", "write"]
 
 
-def worst(rows: Iterable[dict]) -> str:
-    """The largest verdict of some cases, ``-`` for none."""
-    return max((r["verdict"] for r in rows), key=_ORDER.index, default="-")
+def write(results: list[dict], folder: Path, header: dict, *, finished: bool = True) -> dict[str, str]:
+    """Write results.jsonl, then report.html, junit.xml and summary.md from the same rows; returns what each is and where.
+
+    finished: False leaves out the footer, and every report says that the run was interrupted. Each file appears whole or not at all. Where
+    GitHub gives a step a page for its summary (GITHUB_STEP_SUMMARY), the Markdown is added to it.
+    """
+    run = Run(header, results, finished)
+    written = {"results": place(folder / "results.jsonl", lines(run))}
+    for kind, name in (("html", "report.html"), ("junit", "junit.xml"), ("markdown", "summary.md")):
+        written[{"html": "report", "markdown": "summary"}.get(kind, kind)] = place(folder / name, made(kind, run))
+    if step := os.environ.get("GITHUB_STEP_SUMMARY"):
+        _append(Path(step), made("markdown", run))
+    return written
 
 
-def table(results: list[dict], by: str) -> tuple[list[str], list[str], dict[tuple[str, str], list[dict]]]:
-    """Rows (families or toys), columns (checks), and the cases of each cell."""
-    cells: dict[tuple[str, str], list[dict]] = {}
-    for r in results:
-        row = r["family"] if by == "family" else f"{r['family']} {r['toy']}"
-        cells.setdefault((row, r["check"]), []).append(r)
-    return list(dict.fromkeys(k[0] for k in cells)), sorted({k[1] for k in cells}), cells
+def made(kind: str, run: Run) -> str:
+    """The text of a report: html, junit or markdown."""
+    from .html import html
+    from .junit import junit
+    from .markdown import markdown
+
+    return {"html": html, "junit": junit, "markdown": markdown}[kind](run)
 
 
-def matrix(results: list[dict], width: int = 120) -> str:
-    """Families x checks for a terminal: passed/all, worst verdict as colour; below it the failures grouped by message."""
-    from rich.console import Console
-    from rich.table import Table
-
-    rows, columns, cells = table(results, "family")
-    grid = Table(title=f"{len(results)} cases", header_style="bold")
-    grid.add_column("check")
-    for row in rows:
-        grid.add_column(row, justify="right")
-    for check in columns:
-        texts = []
-        for row in rows:
-            mine = cells.get((row, check), [])
-            verdict = worst(mine)
-            style = _STYLE.get(verdict, "dim")
-            texts.append(f"[{style}]{sum(r['verdict'] == 'pass' for r in mine)}/{len(mine)}[/]" if mine else "[dim]-[/]")
-        grid.add_row(check, *texts)
-    out = StringIO()
-    console = Console(file=out, width=max(80, width), force_terminal=False)
-    console.print(grid)
-    for message, same in _causes(results):
-        console.print(f"{len(same)} x {message}", markup=False)
-        console.print(f"    e.g. --case {same[0]['id']}", markup=False)
-    return out.getvalue().rstrip()
+def matrix(results: list[dict], width: int = 120, header: dict | None = None, *, colour: bool = False) -> str:
+    """The terminal's report of some rows; `header` names the bridge that the commands test."""
+    return terminal.matrix(Run(header or {}, results), width, colour=colour)
 
 
-def _causes(results: list[dict]) -> list[tuple[str, list[dict]]]:
-    groups: dict[str, list[dict]] = {}
-    for r in results:
-        if r["verdict"] not in ("pass", "known"):
-            groups.setdefault(f"{r['check']} [{r['verdict']}]: {r['message'].splitlines()[0][:300]}", []).append(r)
-    return sorted(groups.items(), key=lambda g: -len(g[1]))[:20]
-
-
-def html(results: list[dict], header: dict, counts: dict) -> str:
-    """One self-contained page: the matrix of toys x checks; a cell opens its cases and counterexamples."""
-    from jinja2 import Environment, FileSystemLoader
-
-    env = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    rows, columns, cells = table(results, "toy")
-    grid = {row: [(check, worst(cells.get((row, check), [])), cells.get((row, check), [])) for check in columns] for row in rows}
-    return env.get_template("page.html.j2").render(header=header, counts=counts, columns=columns, grid=grid, total=len(results))
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as problem:  # a summary that cannot be shown loses no verdict
+        print(f"GITHUB_STEP_SUMMARY {path}: {problem.strerror}; the summary is in summary.md", file=sys.stderr)
