@@ -16,6 +16,7 @@ from .lineage import assemble
 from .worlds import PRELOAD, Clean, FakeWorld, Pools
 
 _TASKS = "shardproof.conformance.measure"
+_WITHOUT_ADAPTER = {"reference", "trained", "coded", "alone", "taps", "known fields"}  # names of results that no adapter had a part in
 
 
 class Lab:
@@ -119,6 +120,11 @@ class Lab:
     def host_record(self) -> dict | None:
         """What the ranks ran on (device, Transformer Engine, kernels, versions), once a pool is up."""
         return self.pools.get(self.pools.sizes[-1]).host_record if self.pools.sizes else None
+
+    def forget(self) -> None:
+        """Drop what was measured with the adapter, which may be another one now; what does not depend on it stays."""
+        for key in [key for key in self._memory if key[0] not in _WITHOUT_ADAPTER]:
+            del self._memory[key]
 
     def close(self) -> None:
         """End all worlds and remove all folders."""
