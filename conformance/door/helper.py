@@ -12,6 +12,8 @@ import os
 import sys
 import traceback
 
+from ..members import misfits
+
 # What a report should say about the other side.
 _PACKAGES = ("torch", "megatron-core", "transformers", "safetensors", "numpy")
 _PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
@@ -55,7 +57,13 @@ def description(adapter, rank_members: list[str]) -> dict:
             methods.append(member)
         elif isinstance(value, _PLAIN) and _plain(value):
             values[member] = value
-    return {"values": values, "methods": methods, "versions": versions(), "rank": [m for m in methods if m in rank_members]}
+    return {
+        "values": values,
+        "methods": methods,
+        "rank": [m for m in methods if m in rank_members],
+        "misfits": misfits(adapter),
+        "versions": versions(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -26,7 +26,8 @@ TAIL = 4000
 class RemoteAdapter:
     """An adapter in another interpreter; has the members that it has there.
 
-    `python`: the interpreter's path; `rank_name`: the adapter's name there, which ranks load; `versions`: of what is there.
+    `python`: the interpreter's path; `rank_name`: the adapter's name there, which ranks load; `versions`: of what is there;
+    `misfits`: sentences about members that do not have the protocol's shape.
     Methods are called in a helper process, one at a time, with JSON-able arguments. Rank methods cannot be called here.
     A helper that crashed or hung is replaced at the next call. Raises DoorError when it cannot be started.
     """
@@ -36,9 +37,10 @@ class RemoteAdapter:
         self._helper: Helper | None = None
         self._lock = threading.Lock()
         about = self._live().about
-        self._methods, self._rank, self.versions = set(about["methods"]), set(about["rank"]), about["versions"]
+        self._methods, self._rank = set(about["methods"]), set(about["rank"])
+        self.versions, self.misfits = about["versions"], about["misfits"]
         for member, value in about["values"].items():
-            if member not in ("python", "rank_name", "versions"):
+            if member not in ("python", "rank_name", "versions", "misfits"):
                 setattr(self, member, value)
 
     def __getattr__(self, member: str) -> Any:
