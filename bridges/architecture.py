@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .blocks import GQA, MLP, Embedding, Head, Norm
+from .blocks import GQA, MLP, Embedding, Head, MoE, Norm
 from .blocks.base import Site
 from .config import ConfigRules, Rule
 from .errors import PlanError
@@ -22,24 +22,42 @@ from .relations import Tensor
 
 @dataclass(frozen=True)
 class Decoder:
-    """A stack of equal layers: a mixer and an MLP, each behind a norm.
+    """A stack of layers: a mixer and a feed-forward block, each behind a norm.
 
-    prefix: HF name of layer ``{i}``.
+    prefix: HF name of layer ``{i}``. ffn: of every layer, or where `experts` is given of those that ``moe_layer_freq`` leaves dense.
     """
 
     prefix: str
     mixer: GQA
-    ffn: MLP
+    ffn: MLP | MoE
     mixer_norm: Norm
     ffn_norm: Norm
+    experts: MoE | None = None
+
+    @property
+    def blocks(self) -> tuple:
+        """Blocks that have settings of their own."""
+        return tuple(filter(None, (self.mixer, self.ffn, self.experts, self.mixer_norm)))
+
+    def ffn_of(self, v: Mapping, layer: int) -> MLP | MoE:
+        """The feed-forward block of one layer."""
+        if self.experts is None:
+            return self.ffn
+        sparse = v["moe_layer_freq"]  # an entry a layer, or megatron-core's "one in so many"
+        return self.experts if (sparse[layer] if isinstance(sparse, list) else layer % sparse == 0) else self.ffn
+
+    def ffns(self, v: Mapping) -> list[MLP | MoE]:
+        """The different feed-forward blocks of a model."""
+        return list(dict.fromkeys(self.ffn_of(v, layer) for layer in range(v["num_layers"])))
 
     def tensors(self, v: Mapping, spec: str, layer: int) -> Iterator[Tensor]:
         """The tensors of one layer."""
         at = Site(v, self.prefix.format(i=layer), spec, layer)
         yield from self.mixer_norm.tensors(at, "attention.norm")
         yield from self.mixer.tensors(at)
-        yield from self.ffn_norm.tensors(at, "mlp.norm")
-        yield from self.ffn.tensors(at)
+        ffn = self.ffn_of(v, layer)
+        yield from self.ffn_norm.tensors(at, ffn.norm_role)
+        yield from ffn.tensors(at)
 
 
 @dataclass(frozen=True)
@@ -70,8 +88,7 @@ class Family:
     @cached_property
     def fixed(self) -> dict[str, Any]:
         """Settings that the blocks fix, whatever a config says."""
-        blocks = (self.decoder.mixer, self.decoder.ffn, self.decoder.mixer_norm)
-        return {key: value for block in blocks for key, value in block.settings().items()}
+        return {key: value for block in self.decoder.blocks for key, value in block.settings().items()}
 
     def architecture(self, config: Mapping[str, Any], *, allow_fields: tuple[str, ...] = ()) -> Architecture:
         """Bind the family to one config.json. Raises ConfigError."""
@@ -86,7 +103,9 @@ class Architecture:
     settings: Mapping[str, Any]
 
     def __post_init__(self):
-        self.family.decoder.mixer.check(self.settings)
+        decoder = self.family.decoder
+        for block in (decoder.mixer, *decoder.ffns(self.settings)):
+            block.check(self.settings)
 
     def padded_vocab(self, tp: int, divisible_by: int = 128) -> int:
         """Vocabulary rounded up to a multiple of `divisible_by` * tp, as Megatron pads it."""
@@ -131,9 +150,9 @@ class Architecture:
         groups = v["num_query_groups"]
         if groups % tp and tp % groups:
             raise PlanError(f"plan {plan}: {groups} query groups and tp {tp}: one must be a multiple of the other")
-        if v["ffn_hidden_size"] % tp:
-            raise PlanError(f"plan {plan}: MLP width {v['ffn_hidden_size']} does not divide by tp {tp}")
-        if plan.ep > 1 or plan.etp not in (None, tp):
+        for ffn in self.family.decoder.ffns(v):
+            ffn.check_plan(v, plan)
+        if "num_moe_experts" not in v and (plan.ep > 1 or plan.etp not in (None, tp)):
             raise PlanError(f"plan {plan}: {self.family.name} has no experts; drop ep and etp")
         plan.placement(v["num_layers"])
 
@@ -147,7 +166,7 @@ class Architecture:
         per_token = self.family.head.flops(v)
         for layer in range(v["num_layers"]):
             keys = mean_keys(seq_len, self.window(layer)) if causal else seq_len
-            per_token += decoder.mixer.flops(v, keys) + decoder.ffn.flops(v)
+            per_token += decoder.mixer.flops(v, keys) + decoder.ffn_of(v, layer).flops(v)
         return round(per_token * seq_len * batch)
 
     def window(self, layer: int) -> int | None:

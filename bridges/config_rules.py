@@ -43,14 +43,14 @@ def dtype() -> Rule:
     return Rule(("dtype", "torch_dtype"), ("params_dtype",), read, write)
 
 
-def window() -> Rule:
+def window(*, absent: int | None = 4096) -> Rule:
     """``sliding_window`` for every layer (Mistral): W keys, the token's own included -> ``window_size`` [W-1, 0].
 
-    Absent means transformers' class default of 4096; null means none.
+    absent: transformers' class default. Null means none.
     """
 
     def read(hf, v):
-        width = hf.get("sliding_window", 4096)
+        width = hf.get("sliding_window", absent)
         return {"window_size": None if width is None else [typed("sliding_window", width, int) - 1, 0]}
 
     def write(v, hf):
@@ -125,16 +125,30 @@ ROPE_FIELDS = (
 )
 
 
-def rope(*, partial: float | None = None) -> Rule:
+def head_dim_derived() -> Rule:
+    """``kv_channels`` is always hidden / heads; a ``head_dim`` in the file must say the same."""
+
+    def read(hf, v):
+        derived = v["hidden_size"] // v["num_attention_heads"]
+        if hf.get("head_dim", derived) != derived:
+            raise ConfigError(
+                f"config field 'head_dim' is {hf['head_dim']!r}; this architecture's norms make it hidden_size / heads = {derived}"
+            )
+        return {"kv_channels": derived}
+
+    return Rule(("head_dim",), ("kv_channels",), read, lambda v, hf: {"head_dim": v["kv_channels"]})
+
+
+def rope(*, partial: float | None = None, base: float = 10000.0) -> Rule:
     """Rotary fields, old (``rope_theta``, ``rope_scaling``) and new (``rope_parameters``) -> megatron-core's.
 
     partial: default ``partial_rotary_factor`` where the family's attention rotates only a part of a head; None where it
-    always rotates the whole head. Kinds: default, linear, llama3; others are refused by name.
+    always rotates the whole head. base: the class's own, where the file names none. Kinds: default, linear, llama3; others are refused.
     """
     keys = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 
     def read(hf, v):
-        params = _rope_parameters(hf)
+        params = _rope_parameters(hf, base)
         kind, percent = params.pop("rope_type"), _percent(params, hf, partial)
         out = dict.fromkeys(ROPE_FIELDS)
         out |= {
@@ -175,7 +189,7 @@ def rope(*, partial: float | None = None) -> Rule:
     return Rule(keys, ROPE_FIELDS, read, write)
 
 
-def _rope_parameters(hf) -> dict:
+def _rope_parameters(hf, base: float) -> dict:
     """Both spellings as one dict with rope_type and rope_theta, with transformers' precedence; contradictions are refused."""
     old, new = hf.get("rope_scaling"), hf.get("rope_parameters")
     for key, value in (("rope_scaling", old), ("rope_parameters", new)):
@@ -186,7 +200,7 @@ def _rope_parameters(hf) -> dict:
     params = dict(old or new or {})
     if "rope_theta" in hf and "rope_theta" in params and params["rope_theta"] != hf["rope_theta"]:
         raise ConfigError(f"'rope_theta' = {hf['rope_theta']} and rope_parameters' {params['rope_theta']} contradict; keep one")
-    params.setdefault("rope_theta", hf.get("rope_theta", 10000.0))
+    params.setdefault("rope_theta", hf.get("rope_theta", base))
     kinds = {str(params.pop(k)) for k in ("rope_type", "type") if k in params}
     if len(kinds) > 1:
         raise ConfigError(f"rope parameters name two types: {sorted(kinds)}; keep one")

@@ -11,6 +11,8 @@ from . import parallel
 from .architecture import Architecture
 from .errors import CoverageError, listing
 from .held import Held, held
+from .plan import Coordinates
+from .relations import Tensor
 
 BUCKET_BYTES = 64 * 2**20  # of tensors gathered by one collective; a larger tensor goes alone
 
@@ -41,11 +43,11 @@ class Export:
         self._value, self._cpu = value, cpu
         mine = _contributions(held(model, architecture))
         dtypes = _directory(mine, value)
-        owners = {s.name: t.name for t in architecture.tensors() if not t.alias for s in t.sources}
-        if lacking := {t for t in owners.values() if t not in dtypes}:
+        shapes = architecture.hf_shapes()
+        if lacking := set(shapes) - set(dtypes):
             raise CoverageError(f"no rank holds {listing(lacking)}; is this the whole model, under the plan parallel_state runs?")
         self._by_source = {s.name: item for item in mine for s in item.tensor.sources}
-        self.entries = {name: (shape, dtypes[owners[name]]) for name, shape in architecture.hf_shapes().items()}
+        self.entries = {name: (shape, dtypes[name]) for name, shape in shapes.items()}
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """Yield (HF name, whole tensor) in checkpoint order, on every rank. Tensors of one bucket share memory."""
@@ -82,17 +84,23 @@ class Export:
 
 
 def _contributions(items: list[Held]) -> list[Held]:
-    """What this rank gives: data-, context-parallel and tensor-parallel replicas leave it to rank 0 of their group."""
+    """What this rank gives: data-, context-parallel and tensor-parallel replicas leave it to rank 0 of their group.
+
+    Routed experts have groups of their own: expert-data-parallel and expert-tensor-parallel ones.
+    """
     at = parallel.coordinates()
-    if at.dp or at.cp:
-        return []
-    return [i for i in items if not i.tensor.alias and (i.tensor.shard.kind != "replicated" or at.tp == 0)]
+    return [i for i in items if not i.tensor.alias and _gives(i.tensor, at)]
+
+
+def _gives(tensor: Tensor, at: Coordinates) -> bool:
+    copies, cut = (at.edp, at.etp) if tensor.expert else (at.dp or at.cp, at.tp)
+    return not copies and (tensor.shard.kind != "replicated" or not cut)
 
 
 def _directory(items: list[Held], value) -> dict[str, Any]:
-    """Megatron name -> dtype of what its holders give, agreed by all ranks."""
+    """HF name -> dtype of what the holders of its elements give, agreed by all ranks."""
     out: dict[str, Any] = {}
-    for part in parallel.all_gather_object({i.tensor.name: value(i.param).dtype for i in items}):
+    for part in parallel.all_gather_object({s.name: value(i.param).dtype for i in items for s in i.tensor.sources}):
         out |= part
     return out
 

@@ -11,7 +11,8 @@ from typing import Any
 from . import parallel
 from .architecture import Architecture
 from .errors import CoverageError, listing
-from .moves import Move, moves, piece_shape, tensor_ranks
+from .moves import Move, holds, moves, piece_shape, tensor_ranks
+from .names import with_global_expert
 from .relations import Tensor
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
@@ -55,7 +56,7 @@ def held(model, architecture: Architecture) -> list[Held]:
     for chunk in as_chunks(model):
         tensors = {t.name: t for t in architecture.tensors(chunk.vocab_size, spec=chunk.config.transformer_impl)}
         found = dict(_weights(chunk))
-        _check_names(found, tensors, chunk)
+        _check_names(found, {n: t for n, t in tensors.items() if holds(t, plan, at)}, chunk)
         for name, param in found.items():
             tensor = tensors[name]
             ranks, rank = tensor_ranks(tensor, plan, at)
@@ -76,8 +77,9 @@ def _weights(chunk) -> Iterator[tuple[str, Any]]:
     for name, weight in named.items():
         local = _LAYER.match(name)
         if local:
-            number = chunk.decoder.layers[int(local[1])].layer_number - 1
-            name = f"decoder.layers.{number}.{name[local.end() :]}"
+            layer = chunk.decoder.layers[int(local[1])]
+            name = f"decoder.layers.{layer.layer_number - 1}.{name[local.end() :]}"
+            name = with_global_expert(name, getattr(layer.mlp, "local_expert_indices", []))
         yield name, weight
 
 

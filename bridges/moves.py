@@ -28,8 +28,15 @@ class Move:
 
 
 def tensor_ranks(tensor: Tensor, plan: ParallelPlan, at: Coordinates) -> tuple[int, int]:
-    """(number of pieces, this rank's piece) of a tensor under a plan."""
-    return (1, 0) if tensor.shard.kind == "replicated" else (plan.tp, at.tp)
+    """(number of pieces, this rank's piece) of a tensor under a plan; whether this rank holds it at all, `holds` says."""
+    if tensor.shard.kind == "replicated":
+        return 1, 0
+    return (plan.expert_tp, at.etp) if tensor.expert else (plan.tp, at.tp)
+
+
+def holds(tensor: Tensor, plan: ParallelPlan, at: Coordinates) -> bool:
+    """Whether a rank's expert-parallel place holds a tensor: always, but for another rank's experts."""
+    return tensor.expert is None or tensor.expert.holder(plan.ep) == at.ep
 
 
 def moves(tensor: Tensor, ranks: int, rank: int) -> tuple[Move, ...]:
@@ -37,7 +44,7 @@ def moves(tensor: Tensor, ranks: int, rank: int) -> tuple[Move, ...]:
     try:
         held = tensor.shard.index(tensor.shape[tensor.shard.axis], ranks, rank)
     except ValueError as cut:
-        raise PlanError(f"{tensor.name} {list(tensor.shape)}: {cut}; lower tp") from None
+        raise _uncuttable(tensor, cut) from None
     rows = tensor.rows[held] if tensor.shard.axis == 0 else tensor.rows
     columns = [(slice(0, n), slice(0, n)) for n in tensor.shape[1:]]
     if tensor.shard.axis > 0 and tensor.shard.kind == "split":
@@ -54,6 +61,10 @@ def moves(tensor: Tensor, ranks: int, rank: int) -> tuple[Move, ...]:
         begin = row - int(starts[which])
         out.append(Move(tensor.sources[which].name, (slice(begin, begin + last - first), *src_rest), dst))
     return tuple(out)
+
+
+def _uncuttable(tensor: Tensor, cut: ValueError) -> PlanError:
+    return PlanError(f"{tensor.name} {list(tensor.shape)}: {cut}; lower {'etp' if tensor.expert else 'tp'}")
 
 
 def runs(rows: np.ndarray, boundaries: np.ndarray) -> list[tuple[int, int, int]]:
@@ -88,7 +99,7 @@ def prove(tensors: list[Tensor], plan: ParallelPlan) -> None:
     proven: set = set()  # indices are shared between layers: each distinct one is counted once
     for tensor in tensors:
         total = sum(s.shape[0] for s in tensor.sources)
-        ranks = 1 if tensor.shard.kind == "replicated" else plan.tp
+        ranks, _ = tensor_ranks(tensor, plan, Coordinates())
         size = tensor.shape[tensor.shard.axis]
         if len({s.shape[1:] for s in tensor.sources} | {tensor.shape[1:]}) != 1:
             raise CoverageError(f"{tensor.name}: rows of its sources and its own {list(tensor.shape)} differ in shape")
@@ -97,6 +108,9 @@ def prove(tensors: list[Tensor], plan: ParallelPlan) -> None:
             proven.add(key)
         if (key := (tensor.shard, size, ranks)) not in proven:
             _prove_shards(tensor, size, ranks)
+            proven.add(key)
+        if tensor.expert and (key := (tensor.expert, plan.ep)) not in proven:
+            _prove_holder(tensor, plan)
             proven.add(key)
         for source in () if tensor.alias else tensor.sources:
             if other := owner.setdefault(source.name, tensor.name) != tensor.name and owner[source.name]:
@@ -114,10 +128,21 @@ def _prove_shards(tensor: Tensor, size: int, ranks: int) -> None:
     try:
         held = [np.arange(size)[tensor.shard.index(size, ranks, r)] for r in range(ranks)]
     except ValueError as cut:
-        raise PlanError(f"{tensor.name} {list(tensor.shape)}: {cut}; lower tp") from None
+        raise _uncuttable(tensor, cut) from None
     count = np.bincount(np.concatenate(held), minlength=size)
     if (count != 1).any():
         bad = int(np.flatnonzero(count != 1)[0])
         raise CoverageError(
             f"{tensor.name}: position {bad} on axis {tensor.shard.axis} is held by {int(count[bad])} ranks, not one"
+        )
+
+
+def _prove_holder(tensor: Tensor, plan: ParallelPlan) -> None:
+    try:
+        holders = [ep for ep in range(plan.ep) if holds(tensor, plan, Coordinates(ep=ep))]
+    except ValueError as uneven:
+        raise PlanError(f"{tensor.name}: {uneven}; lower ep") from None
+    if len(holders) != 1:
+        raise CoverageError(
+            f"{tensor.name}: expert {tensor.expert.index} is held by {len(holders)} expert-parallel ranks, not one"
         )

@@ -1,33 +1,56 @@
 """Roles -> Megatron parameter names, per layer spec. Families and blocks speak of roles only.
 
-The pre-attention and pre-MLP norms move between modules: Transformer Engine's spec fuses them into the next linear layer.
+The pre-attention and pre-MLP norms move between modules: Transformer Engine's spec fuses them into the next linear layer (before experts
+the norm stands alone). Routed experts are one grouped module with a weight an expert, or a list of MLPs.
 """
 
 from __future__ import annotations
 
+import re
+
 _SHARED = {
-    "embedding": "embedding.word_embeddings",
-    "head": "output_layer",
-    "final_norm": "decoder.final_layernorm.{}",
-    "attention.qkv": "self_attention.linear_qkv",
-    "attention.out": "self_attention.linear_proj",
-    "attention.q_norm": "self_attention.q_layernorm.{}",
-    "attention.k_norm": "self_attention.k_layernorm.{}",
-    "mlp.fc1": "mlp.linear_fc1",
-    "mlp.fc2": "mlp.linear_fc2",
+    "embedding": "embedding.word_embeddings.{part}",
+    "head": "output_layer.{part}",
+    "final_norm": "decoder.final_layernorm.{part}",
+    "attention.qkv": "self_attention.linear_qkv.{part}",
+    "attention.out": "self_attention.linear_proj.{part}",
+    "attention.q_norm": "self_attention.q_layernorm.{part}",
+    "attention.k_norm": "self_attention.k_layernorm.{part}",
+    "mlp.fc1": "mlp.linear_fc1.{part}",
+    "mlp.fc2": "mlp.linear_fc2.{part}",
+    "moe.norm": "pre_mlp_layernorm.{part}",
+    "moe.router": "mlp.router.{part}",
 }
 _NORMS = {
     "transformer_engine": {
-        "attention.norm": "self_attention.linear_qkv.layer_norm_{}",
-        "mlp.norm": "mlp.linear_fc1.layer_norm_{}",
+        "attention.norm": "self_attention.linear_qkv.layer_norm_{part}",
+        "mlp.norm": "mlp.linear_fc1.layer_norm_{part}",
     },
-    "local": {"attention.norm": "input_layernorm.{}", "mlp.norm": "pre_mlp_layernorm.{}"},
+    "local": {"attention.norm": "input_layernorm.{part}", "mlp.norm": "pre_mlp_layernorm.{part}"},
 }
+_EXPERTS = {
+    "grouped": {"expert.fc1": "mlp.experts.linear_fc1.{part}{expert}", "expert.fc2": "mlp.experts.linear_fc2.{part}{expert}"},
+    "sequential": {
+        "expert.fc1": "mlp.experts.local_experts.{expert}.linear_fc1.{part}",
+        "expert.fc2": "mlp.experts.local_experts.{expert}.linear_fc2.{part}",
+    },
+}
+_LOCAL_EXPERT = re.compile(r"(?<=\.mlp\.experts\.)(local_experts\.|linear_fc\d\.[a-z]+)(\d+)")
 SPECS = tuple(_NORMS)
 
 
-def parameter(role: str, part: str, spec: str, layer: int | None = None) -> str:
-    """Name of a role's ``weight`` or ``bias`` with the *global* layer number, for ``transformer_impl`` = `spec`."""
-    module = (_SHARED | _NORMS[spec])[role]
-    name = module.format(part) if "{}" in module else f"{module}.{part}"
+def parameter(
+    role: str, part: str, spec: str, layer: int | None = None, *, expert: int | None = None, grouped: bool = True
+) -> str:
+    """Name of a role's ``weight`` or ``bias`` with the *global* numbers of layer and expert, for ``transformer_impl`` = `spec`.
+
+    grouped: ``moe_grouped_gemm``; the local spec has no grouped experts whatever it says.
+    """
+    kind = "grouped" if grouped and spec == "transformer_engine" else "sequential"
+    name = (_SHARED | _NORMS[spec] | _EXPERTS[kind])[role].format(part=part, expert=expert)
     return name if layer is None else f"decoder.layers.{layer}.{name}"
+
+
+def with_global_expert(name: str, experts: list[int]) -> str:
+    """A parameter's name with its expert's global number in place of the local one; `experts` are the rank's, in order."""
+    return _LOCAL_EXPERT.sub(lambda found: f"{found[1]}{experts[int(found[2])]}", name)

@@ -1,11 +1,13 @@
 """Parallel plans: sizes, rank coordinates and layer placement, in megatron-core's order (tp-cp-ep-dp-pp).
 
 A plan is written ``tp2,pp2,vpp2,cp1,ep4,etp1,sp,split2-1-1-1``: `split` lists the decoder layers of each virtual
-stage in model order (stage s lives on pipeline rank ``s % pp`` as chunk ``s // pp``); without it layers divide evenly.
+stage in model order (stage s lives on pipeline rank ``s % pp`` as chunk ``s // pp``); without it layers divide evenly. Expert-parallel ranks are
+dense data-, context- and tensor-parallel ones: where these are too few, `dp` becomes the smallest number that holds the experts.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,10 +57,13 @@ class ParallelPlan:
             raise PlanError(f"plan split {self.split}: each stage holds a whole number of layers, at least 0")
         if self.split is not None and len(self.split) != self.stages:
             raise PlanError(f"plan split{'-'.join(map(str, self.split))} lists {len(self.split)} stages; pp*vpp is {self.stages}")
+        if self.dp == 1:  # experts may need more data-parallel ranks; a number above 1 was meant
+            dense, expert = self.tp * self.cp, self.expert_tp * self.ep
+            object.__setattr__(self, "dp", math.lcm(dense, expert) // dense)
         if self.world_size % (self.expert_tp * self.ep * self.pp):
             raise PlanError(
                 f"plan {self}: {self.world_size} ranks (tp*cp*dp*pp) cannot hold etp*ep*pp = {self.expert_tp * self.ep * self.pp};"
-                " raise dp or lower ep/etp"
+                " change dp, or leave it out and the smallest one that fits is taken"
             )
 
     @classmethod

@@ -150,11 +150,9 @@ class Provider:
         v, tp = self.settings, self.tensor_model_parallel_size
         if self.padded_vocab_size % tp:
             raise PlanError(f"a vocabulary of {v['vocab_size']} does not divide by tp {tp}; set should_pad_vocab to True")
-        slides = v.get("window_attn_skip_freq")
-        if isinstance(slides, list) and len(slides) != v["num_layers"]:
-            raise ConfigError(
-                f"provider.window_attn_skip_freq has {len(slides)} entries for {v['num_layers']} layers; give one a layer"
-            )
+        for name in ("window_attn_skip_freq", "moe_layer_freq"):
+            if isinstance(each := v.get(name), list) and len(each) != v["num_layers"]:
+                raise ConfigError(f"provider.{name} has {len(each)} entries for {v['num_layers']} layers; give one a layer")
 
     def _config_fields(self, known: set[str]) -> dict[str, Any]:
         import torch
@@ -209,6 +207,9 @@ class Provider:
             self.config, use_transformer_engine=engine, normalization=self.config.normalization, vp_stage=vp_stage
         )
         ends = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
+        for layer in spec.layer_specs:
+            for place, module in self.family.decoder.mixer.modules().items():
+                setattr(layer.submodules.self_attention.submodules, place, module)
         arguments = {name: self.settings[name] for name in inspect.signature(GPTModel).parameters if name in self.settings}
         arguments |= {
             "vocab_size": self.padded_vocab_size,

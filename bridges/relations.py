@@ -26,7 +26,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """How one Megatron tensor is cut over the tensor-parallel ranks.
+    """How one Megatron tensor is cut over the tensor-parallel ranks (a routed expert's: over the expert-tensor-parallel ranks).
 
     kind: ``replicated`` | ``split``. A split cuts `axis` into equal pieces; with `sections` every section of the axis is
     cut on its own and a rank holds its piece of each, in order (gate and up of a gated MLP).
@@ -50,6 +50,20 @@ class Shard:
         return np.concatenate([np.arange(n // ranks) + a + n // ranks * rank for a, n in zip(starts, sections, strict=True)])
 
 
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """A routed expert: number `index` of `count`. Expert-parallel ranks hold equal runs of consecutive experts."""
+
+    index: int
+    count: int
+
+    def holder(self, ranks: int) -> int:
+        """The one of `ranks` expert-parallel ranks that holds it. Raises ValueError where the experts do not divide."""
+        if self.count % ranks:
+            raise ValueError(f"{self.count} experts cannot be dealt out to {ranks} ranks equally")
+        return self.index // (self.count // ranks)
+
+
 REPLICATED = Shard()
 COLUMN = Shard("split", 0)
 ROW = Shard("split", 1)
@@ -64,6 +78,7 @@ class Tensor:
     sources: Hugging Face tensors; their rows, concatenated on axis 0, are what `rows` counts.
     rows:    int64 [shape[0]], index into those rows; -1 where Megatron has padding.
     alias:   True for a second copy of the same source (a tied head on its own pipeline stage): imported, never exported.
+    expert:  the routed expert it belongs to: held by one expert-parallel rank and cut over the expert-tensor-parallel ranks.
     """
 
     name: str
@@ -72,6 +87,7 @@ class Tensor:
     rows: np.ndarray = field(repr=False)
     shard: Shard = REPLICATED
     alias: bool = False
+    expert: Expert | None = None
 
     def __post_init__(self):
         total = sum(s.shape[0] for s in self.sources)

@@ -35,7 +35,7 @@ def reference(folder: str, vocab: int) -> dict[str, Any]:
     logits = model(ids).logits
     ((logits * probe).sum() / ids.numel()).backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    return {"logits": logits.detach(), "gradients": grads}
+    return {"logits": logits.detach(), "gradients": _on_disk(model, grads, folder)}
 
 
 def trained_reference(folder: str, vocab: int) -> dict[str, Any]:
@@ -50,7 +50,27 @@ def trained_reference(folder: str, vocab: int) -> dict[str, Any]:
         with torch.no_grad():
             for param in model.parameters():
                 param -= RATE * param.grad
-    return {name: p.detach() for name, p in model.named_parameters()}
+    return _on_disk(model, {name: p.detach() for name, p in model.named_parameters()}, folder)
+
+
+def _on_disk(model, tensors: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Tensors of a model's parameters under the names and in the shapes of its folder's files, which transformers 5 changes where it stacks
+    experts: put in the parameters' place and saved by transformers itself, which undoes what it did on loading."""
+    import tempfile
+
+    import torch
+    from safetensors import safe_open
+
+    from .checks.base import disk
+
+    if set(tensors) == {name for shard in Path(folder).glob("*.safetensors") for name in safe_open(shard, "pt").keys()}:  # noqa: SIM118
+        return tensors
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            param.copy_(tensors[name])
+    with tempfile.TemporaryDirectory() as out:
+        model.save_pretrained(out)
+        return disk(Path(out))
 
 
 def reload(folder: str, vocab: int) -> dict[str, Any]:
@@ -58,7 +78,7 @@ def reload(folder: str, vocab: int) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", dtype="auto", output_loading_info=True
+        folder, attn_implementation="eager", experts_implementation="eager", dtype="auto", output_loading_info=True
     )
     import torch
 
@@ -84,7 +104,7 @@ def counted_flops(config: dict, seq_len: int, batch: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), **_EAGER).eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(torch.zeros(batch, seq_len, dtype=torch.long) + 3, use_cache=False)
@@ -99,10 +119,13 @@ def write_toy(config: dict, folder: str, seed: int) -> str:
     return str(toy_models.write_toy(config, folder, seed=seed))
 
 
+_EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}  # the others hide their products from counters
+
+
 def _transformers(folder: str):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype="auto").float().eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **_EAGER).float().eval()
 
 
 # ------------------------------------------------------------------------------------------------------------- the bridge
@@ -304,7 +327,7 @@ def _digest_all(tensors: dict[str, Any]) -> str:
 
 
 def _replicas(chunks: list) -> list[tuple[str, str]]:
-    """(pipeline rank : chunk : tensor-parallel rank of split parameters : name, digest): what ranks with one key must hold alike."""
+    """(pipeline rank : chunk : place among the ranks that cut a parameter : name, digest): what ranks with one key must hold alike."""
     from megatron.core import parallel_state as ps
 
     out = []
@@ -312,6 +335,9 @@ def _replicas(chunks: list) -> list[tuple[str, str]]:
         for name, param in chunk.named_parameters():
             split = getattr(param, "tensor_model_parallel", False)
             piece = f"tp{ps.get_tensor_model_parallel_rank()}" if split else "whole"
+            if ".experts." in name:  # routed: numbered from 0 on every expert-parallel rank, cut over ranks of their own
+                cut = f",etp{ps.get_expert_tensor_parallel_rank()}" if split else ""
+                piece = f"ep{ps.get_expert_model_parallel_rank()}{cut}"
             key = f"{ps.get_pipeline_model_parallel_rank()}:{index}:{piece}:{name}"
             out.append((key, hashlib.sha256(_bytes(param.detach())).hexdigest()))
     return out

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
+
+from shardproof.toy_models.experts import EXPERTS as EXPERT_COUNTS
 
 SINGLE = "tp1"
 DEFAULT = (
@@ -29,6 +33,59 @@ NIGHTLY = (
     "pp2,cp2,split2-3",
 )
 EVEN = ("pp2", "pp2,vpp2", "tp2,pp2,vpp2")  # for toys whose layers divide
+ADVERSARIAL = (SINGLE, "tp2,sp", "pp2,split3-2", "tp2,pp2,split2-3")  # for geometries beside the default
+
+# Models with experts: megatron-core trains them under tensor parallelism with sequence parallelism only.
+EXPERTS = (
+    SINGLE,
+    "tp2,sp",
+    "cp2",
+    "pp2,split3-2",
+    "pp2,vpp2,split2-1-1-1",
+    "ep2",
+    "ep4",
+    "etp2",
+    "ep2,etp2",
+    "tp2,sp,ep2",
+    "tp2,sp,ep2,etp1",
+    "tp2,sp,ep4,etp1",
+    "pp2,ep2,split2-3",
+)
+EXPERTS_NIGHTLY = (
+    *EXPERTS,
+    "dp2",
+    "dp4,ep2",
+    "etp4",
+    "tp2,sp,etp1",
+    "tp4,sp",
+    "tp4,sp,ep2,etp2",
+    "tp4,sp,ep4,etp1",
+    "cp2,ep2",
+    "tp2,cp2,sp,ep2,etp1",
+    "pp3,split2-2-1",
+    "pp2,vpp2,ep2,split1-2-1-1",
+    "tp2,pp2,sp,ep2,etp1,split3-2",
+)
+EXPERTS_EVEN = ("pp2", "pp2,ep2", "tp2,pp2,vpp2,sp")
+EXPERTS_ADVERSARIAL = (SINGLE, "tp2,sp", "ep2", "tp2,pp2,sp,ep2,etp1,split2-3")
+
+
+def wanted(config: Mapping, geometry: str, profile: str) -> tuple[str, ...]:
+    """The plans of a toy; one that it cannot carry gives no case."""
+    kinds = (
+        (EXPERTS, EXPERTS_NIGHTLY, EXPERTS_EVEN, EXPERTS_ADVERSARIAL) if routed(config) else (DEFAULT, NIGHTLY, EVEN, ADVERSARIAL)
+    )
+    default, nightly, even, adversarial = kinds
+    if geometry == "even":
+        return (SINGLE, *even)
+    if profile == "nightly":
+        return nightly
+    return default if geometry == "default" else adversarial
+
+
+def routed(config: Mapping) -> bool:
+    """Whether a config has routed experts."""
+    return any(config.get(key) for key in EXPERT_COUNTS)
 
 
 def sizes(plan: str) -> dict[str, int]:
@@ -37,9 +94,10 @@ def sizes(plan: str) -> dict[str, int]:
 
 
 def ranks(plan: str) -> int:
-    """Ranks a plan needs."""
+    """Ranks a plan needs: experts live on the dense ranks of their pipeline stage, of which there must be a multiple."""
     size = sizes(plan)
-    return size.get("tp", 1) * size.get("pp", 1) * size.get("cp", 1) * size.get("dp", 1)
+    tp, pp, cp, ep, dp = (size.get(key, 1) for key in ("tp", "pp", "cp", "ep", "dp"))
+    return pp * math.lcm(tp * cp * dp, size.get("etp", tp) * ep)
 
 
 def layout(plan: str) -> dict[str, int]:

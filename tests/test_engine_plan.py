@@ -191,7 +191,8 @@ IMPOSSIBLE = [  # (fields of the toy, plan, ranks, words with their numbers)
     ({"num_attention_heads": 12, "num_key_value_heads": 6, "hidden_size": 60}, "tp4", None, "6 query groups and tp 4"),
     ({}, "dp2,ep2", None, "llama has no experts"),
     ({}, "tp2,etp1", None, "llama has no experts"),
-    ({}, "ep2", None, r"1 ranks .* cannot hold etp\*ep\*pp = 2"),
+    ({}, "ep2", None, "llama has no experts"),
+    ({}, "dp3,ep2", None, r"3 ranks .* cannot hold etp\*ep\*pp = 2"),
 ]
 
 

@@ -7,6 +7,7 @@ A block is frozen data bound to Hugging Face names; its methods take the setting
 from .embeddings import Embedding, Head
 from .gqa import GQA
 from .mlp import MLP
+from .moe import MoE
 from .norms import Norm
 
-__all__ = ["GQA", "MLP", "Embedding", "Head", "Norm"]
+__all__ = ["GQA", "MLP", "Embedding", "Head", "MoE", "Norm"]

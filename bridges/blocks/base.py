@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..names import parameter
-from ..relations import REPLICATED, Shard, Source, Tensor, identity
+from ..relations import REPLICATED, Expert, Shard, Source, Tensor, identity
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a block stands: the settings, the HF prefix, the layer spec and the global layer number (None: outside layers)."""
+    """Where a block stands: the settings, the HF prefix, the layer spec, the global layer number (None: outside layers) and,
+    inside a mixture, the expert."""
 
     v: Mapping[str, Any]
     hf: str
     spec: str
     layer: int | None = None
+    expert: Expert | None = None
+
+    def inside(self, module: str, expert: Expert) -> Site:
+        """The site of one expert, whose HF tensors lie under ``prefix.module``."""
+        return replace(self, hf=f"{self.hf}.{module}", expert=expert)
 
     def source(self, module: str, part: str, *shape: int) -> Source:
         """The HF tensor ``prefix.module.part``."""
@@ -30,4 +36,9 @@ class Site:
     def joined(self, role: str, part: str, sources: tuple[Source, ...], rows, shard: Shard, **extra) -> Tensor:
         """A Megatron tensor whose rows index into several HF tensors."""
         shape = (len(rows), *sources[0].shape[1:])
-        return Tensor(parameter(role, part, self.spec, self.layer), shape, sources, rows, shard, **extra)
+        return Tensor(self._name(role, part), shape, sources, rows, shard, expert=self.expert, **extra)
+
+    def _name(self, role: str, part: str) -> str:
+        if self.expert is None:
+            return parameter(role, part, self.spec, self.layer)
+        return parameter(role, part, self.spec, self.layer, expert=self.expert.index, grouped=self.v["moe_grouped_gemm"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 from ..errors import ConfigError
 from ..relations import COLUMN, ROW, Tensor, grouped_qkv
@@ -14,17 +16,26 @@ from .base import Site
 class GQA:
     """Self attention with separate q, k, v, o projections on disk and one fused QKV in Megatron.
 
-    qk_norm: an RMSNorm over each query and key head.
+    qk_norm: an RMSNorm over each query and key head (``per_head``), or over all of them together (``full_width``).
     qkv_bias: biases on q, k, v alone (Qwen2); biases on every linear are the setting add_bias_linear.
     """
 
     prefix: str = "self_attn"
-    qk_norm: bool = False
+    qk_norm: Literal["per_head", "full_width"] | None = None
     qkv_bias: bool = False
 
     def settings(self) -> dict:
         """TransformerConfig fields."""
-        return {"qk_layernorm": self.qk_norm, "add_qkv_bias": self.qkv_bias}
+        return {"qk_layernorm": self.qk_norm is not None, "add_qkv_bias": self.qkv_bias}
+
+    def modules(self) -> dict:
+        """Modules that take the place of megatron-core's in its self-attention spec, by their field there."""
+        if self.qk_norm != "full_width":
+            return {}
+        from .full_width_norm import FullWidthNorm
+
+        heads = {"q_layernorm": "num_attention_heads", "k_layernorm": "num_query_groups"}
+        return {place: partial(FullWidthNorm, heads=field) for place, field in heads.items()}
 
     def check(self, v) -> None:
         """Raise ConfigError for sizes that no attention can have."""
@@ -56,8 +67,9 @@ class GQA:
         if v["add_bias_linear"]:
             yield at.same("attention.out", f"{self.prefix}.o_proj", "bias", hidden)
         if self.qk_norm:
-            for head in "qk":
-                yield at.same(f"attention.{head}_norm", f"{self.prefix}.{head}_norm", "weight", dim)
+            for head, count in (("q", heads), ("k", groups)):
+                size = dim if self.qk_norm == "per_head" else count * dim
+                yield at.same(f"attention.{head}_norm", f"{self.prefix}.{head}_norm", "weight", size)
 
     def flops(self, v, keys: float) -> float:
         """One token through the layer's attention, looking at `keys` keys."""

@@ -56,8 +56,8 @@ def explain(
 ) -> None:
     """Show where each Megatron tensor comes from.
 
-    Slice by slice for the rank named, without one as relation and sharding. Layers that differ in their number alone are shown
-    once; --json lists every one.
+    Slice by slice for the rank named, without one as relation and sharding. Layers and experts that differ in their number alone are
+    shown once; --json lists every one.
     """
     from ..plan import ParallelPlan
 
@@ -66,8 +66,10 @@ def explain(
     if as_json:
         return shared.emit({"config": config, **found.as_dict()})
     _print_head(found)
-    for entry, layers in collapsed(found.entries):
-        shared.say(f"\n{entry.title(found.tp)}" + (f"   (layers {layers_text(layers)})" if len(layers) > 1 else ""))
+    for entry, layers, experts in collapsed(found.entries):
+        kinds = (("layers", layers), ("experts", experts))
+        also = ", ".join(f"{kind} {layers_text(numbers)}" for kind, numbers in kinds if len(numbers) > 1)
+        shared.say(f"\n{entry.title(found.tp)}" + (f"   ({also})" if also else ""))
         for line in entry.lines():
             shared.say(f"  {line}")
 

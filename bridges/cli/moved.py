@@ -11,12 +11,13 @@ import numpy as np
 
 from ..architecture import Architecture
 from ..errors import ConfigError, PlanError, listing
-from ..moves import Move, moves, piece_shape, runs, tensor_ranks
+from ..moves import Move, holds, moves, piece_shape, runs, tensor_ranks
 from ..plan import Coordinates, ParallelPlan
 from ..relations import FILL, Tensor
 
 _LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)|(?<=weight)\d+$|(?<=bias)\d+$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,11 @@ class Entry:
         found = _LAYER.search(self.tensor.name)
         return int(found[0]) if found else None
 
+    @property
+    def expert(self) -> int | None:
+        """Global number of its routed expert."""
+        return self.tensor.expert.index if self.tensor.expert else None
+
     def title(self, tp: int) -> str:
         """Name, shape and sharding in one line."""
         shape = list(piece_shape(self.tensor, self.piece[0] if self.piece else 1))
@@ -47,10 +53,11 @@ class Entry:
 
     @cached_property
     def pattern(self) -> tuple:
-        """Equal for tensors that differ in their layer's number alone."""
+        """Equal for tensors that differ in the numbers of their layer and expert alone."""
         own = "" if self.layer is None else str(self.layer)
 
         def blank(text: str) -> str:
+            text = _EXPERT.sub("{e}", text) if self.expert is not None else text
             return _NUMBER.sub(lambda n: "{i}" if n[0] == own else n[0], text)
 
         lines = self.lines()
@@ -60,6 +67,8 @@ class Entry:
         """JSON-able."""
         t = self.tensor
         out = {"name": t.name, "shape": t.shape, "alias": t.alias, "shard": asdict(t.shard), "relation": relation_lines(t)}
+        if t.expert:
+            out["expert"] = asdict(t.expert)
         out["sources"] = [{"name": s.name, "shape": s.shape} for s in t.sources]
         if self.piece:
             pieces, piece = self.piece
@@ -109,7 +118,7 @@ def explained(architecture: Architecture, plan: ParallelPlan, rank: int | None =
     at = None if rank is None else plan.coordinates(rank)
     stages = _stages(architecture, plan, at)
     tensors = architecture.tensors(architecture.padded_vocab(plan.tp))
-    held = [t for t in tensors if _held(t, stages, plan)]
+    held = [t for t in tensors if _held(t, stages, plan) and (at is None or holds(t, plan, at))]
     chosen = [t for t in held if wanted in t.name or any(wanted in s.name for s in t.sources)]
     if not chosen:
         others = " by this rank, but by others under this plan" * any(wanted in t.name for t in tensors)
@@ -155,8 +164,9 @@ def shard_text(tensor: Tensor) -> str:
     shard = tensor.shard
     if shard.kind == "replicated":
         return "replicated"
+    over = " over the expert-tensor-parallel ranks" if tensor.expert else ""
     sections = f" in sections of {'+'.join(map(str, shard.sections))}" if len(shard.sections) > 1 else ""
-    return f"{shard.kind} on axis {shard.axis}{sections}"
+    return f"{shard.kind} on axis {shard.axis}{sections}{over}"
 
 
 def relation_lines(tensor: Tensor) -> list[str]:
@@ -189,12 +199,16 @@ def _slices(where: Iterable[slice]) -> str:
     return ", ".join(f"{a}:{b}" for a, b in bounds(where))
 
 
-def collapsed(entries: Sequence[Entry]) -> list[tuple[Entry, list[int]]]:
-    """Entries that differ in the layer's number alone as one, with the layers."""
+def collapsed(entries: Sequence[Entry]) -> list[tuple[Entry, list[int], list[int]]]:
+    """Entries that differ in the numbers of layer and expert alone as one, with the layers and the experts."""
     groups: dict[tuple, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.pattern, []).append(entry)
-    return [(same[0], [e.layer for e in same if e.layer is not None]) for same in groups.values()]
+    return [(same[0], _numbers(e.layer for e in same), _numbers(e.expert for e in same)) for same in groups.values()]
+
+
+def _numbers(found: Iterable[int | None]) -> list[int]:
+    return sorted({n for n in found if n is not None})
 
 
 def layers_text(layers: Sequence[int]) -> str:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from ..config import copy
 from ..config_rules import dtype
 
-SIZES = (
+SIZES_WITHOUT_MLP = (
     copy("num_hidden_layers", "num_layers"),
     copy("hidden_size"),
-    copy("intermediate_size", "ffn_hidden_size"),
     copy("num_attention_heads"),
     copy("vocab_size"),
     copy("tie_word_embeddings", "share_embeddings_and_output_weights", kind=bool, default=False),
     copy("attention_dropout", kind=float, default=0.0),
     dtype(),
+)
+SIZES = (*SIZES_WITHOUT_MLP[:2], copy("intermediate_size", "ffn_hidden_size"), *SIZES_WITHOUT_MLP[2:])
+SIZES_TIED = (  # where the config class ties the head unless the file says otherwise
+    *(rule for rule in SIZES if rule.keys != ("tie_word_embeddings",)),
+    copy("tie_word_embeddings", "share_embeddings_and_output_weights", kind=bool, default=True),
 )
 
 

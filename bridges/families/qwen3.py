@@ -22,6 +22,8 @@ QWEN3 = Family(
         windows_by_layer(),
         rope(),
     ),
-    decoder=Decoder("model.layers.{i}", GQA(qk_norm=True), MLP(), Norm("input_layernorm"), Norm("post_attention_layernorm")),
+    decoder=Decoder(
+        "model.layers.{i}", GQA(qk_norm="per_head"), MLP(), Norm("input_layernorm"), Norm("post_attention_layernorm")
+    ),
     final_norm=Norm("model.norm"),
 )

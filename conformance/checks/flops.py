@@ -1,9 +1,14 @@
 """flops.*: the formula is what a counter counts, and behaves as sizes do."""
 
+from shardproof.toy_models.experts import EXPERTS as EXPERT_COUNTS
+from shardproof.toy_models.experts import TOPK
+from shardproof.toy_models.experts import WIDTH as EXPERT_WIDTH
+
 from ..api import LawBroken
 from .base import Check, once_a_variant, single
 
-_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "head_dim")
+_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "head_dim")
+_MLP_SIZES = (*EXPERT_WIDTH, *EXPERT_COUNTS, *TOPK, "intermediate_size")  # the last only where experts have no width of their own
 
 
 def counted(lab, case):
@@ -22,7 +27,8 @@ def monotone(lab, case):
         config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     )  # else it would shrink as heads grow
     base = flops(config, 64, 1)
-    for key in _SIZES:
+    own = any(config.get(key) for key in EXPERT_WIDTH)
+    for key in _SIZES + (_MLP_SIZES[:-1] if own else _MLP_SIZES):
         if config.get(key) and not flops(config | {key: 2 * config[key]}, 64, 1) > base:
             raise LawBroken(f"doubling {key} does not raise the FLOPs of {case.toy.variant}")
     heads, groups = config["num_attention_heads"], config.get("num_key_value_heads")

@@ -20,7 +20,10 @@ def proof(lab, case):
 def _candidates(config):
     for tp in (8, 4, 2, 1):
         for pp in (8, 4, 2, 1):
-            yield f"tp{tp},pp{pp}" + (",sp" if tp > 1 else "")
+            dense = f"tp{tp},pp{pp}" + (",sp" if tp > 1 else "")
+            if plans.routed(config):
+                yield from (f"{dense},ep{ep},etp1" for ep in (8, 4, 2))
+            yield dense
 
 
 CHECKS = [
