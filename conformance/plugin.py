@@ -111,6 +111,7 @@ class Recorder:
         self.host: dict | None = None
         self.bridges: dict[str, None] = {}  # that rows are of, in order
         self.investigator = Investigator(shrink=config.getoption("shrink"))
+        self.folder, self.finished = Path(config.getoption("report_dir")).absolute(), False
         try:
             self.known = load_known(config.getoption("known"))
         except ValueError as wrong:
@@ -144,6 +145,8 @@ class Recorder:
         if lab:
             self.investigator.look(lab, case, row)
         bridge = _bridge(case, self.config)
+        if bridge != self.config.getoption("bridge"):  # parametrize_with_checks: one run tests several
+            row["bridge"] = bridge
         _follow(report, row, bridge)
         told = {"row": row, "world": lab and lab.host_record(), "bridge": bridge}
         report.user_properties.append(("shardproof", told))  # travels from xdist workers
@@ -152,9 +155,14 @@ class Recorder:
         """Collect the rows of this process, or of all xdist workers."""
         if hasattr(self.config, "workerinput"):
             return
+        from .report import add, begin
+
         for told in (value for name, value in report.user_properties if name == "shardproof"):
             row, self.host = told["row"], self.host or told["world"]
             self.bridges[told["bridge"]] = None
+            if not self.results:
+                begin(self.folder, self._header())
+            add(self.folder, row)
             self.results.append(row)
             self.by_toy.setdefault((row["family"], row["toy"]), []).append(row)
             self._progress(row["family"], row["toy"])
@@ -183,12 +191,14 @@ class Recorder:
                 f"[{100 * len(self.results) // max(1, sum(self.total.values())):3}%] {text}", red=bool(bad), green=not bad
             )
 
-    def pytest_sessionfinish(self, session):
-        """Write the reports."""
+    def pytest_sessionfinish(self, session, exitstatus):
+        """Write the reports; a run that was stopped has not finished."""
         if self.results and not hasattr(self.config, "workerinput"):
             from .report import write
 
-            self.files = write(self.results, Path(self.config.getoption("report_dir")), self._header())
+            self.finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+            self.finished &= not (session.shouldstop or session.shouldfail)
+            self.files = write(self.results, self.folder, self._header(), finished=self.finished)
 
     def pytest_terminal_summary(self, terminalreporter):
         """Print the matrix and where the reports are."""
@@ -196,7 +206,9 @@ class Recorder:
             from .report import matrix
 
             terminalreporter.section("conformance")
-            terminalreporter.write_line(matrix(self.results, terminalreporter._tw.fullwidth))
+            tw = terminalreporter._tw
+            text = matrix(self.results, tw.fullwidth, self._header(), colour=tw.hasmarkup, finished=self.finished)
+            terminalreporter.write_line(text)
             for kind, path in getattr(self, "files", {}).items():
                 terminalreporter.write_line(f"{kind}: {path}")
 

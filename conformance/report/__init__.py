@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from . import terminal
-from .read import ResultsError, lines, merge, place, read
+from .read import REPORTS, RESULTS, ResultsError, add, begin, lines, merge, place, read
 from .run import ORDER, Run, worst
 
-__all__ = ["ORDER", "ResultsError", "Run", "made", "matrix", "merge", "place", "read", "worst", "write"]
+__all__ = ["ORDER", "ResultsError", "Run", "add", "begin", "made", "matrix", "merge", "place", "read", "worst", "write"]
 
 
 def write(results: list[dict], folder: Path, header: dict, *, finished: bool = True) -> dict[str, str]:
@@ -20,8 +20,8 @@ def write(results: list[dict], folder: Path, header: dict, *, finished: bool = T
     GitHub gives a step a page for its summary (GITHUB_STEP_SUMMARY), the Markdown is added to it.
     """
     run = Run(header, results, finished)
-    written = {"results": place(folder / "results.jsonl", lines(run))}
-    for kind, name in (("html", "report.html"), ("junit", "junit.xml"), ("markdown", "summary.md")):
+    written = {"results": place(folder / RESULTS, lines(run))}
+    for kind, name in REPORTS.items():
         written[{"html": "report", "markdown": "summary"}.get(kind, kind)] = place(folder / name, made(kind, run))
     if step := os.environ.get("GITHUB_STEP_SUMMARY"):
         _append(Path(step), made("markdown", run))
@@ -37,9 +37,9 @@ def made(kind: str, run: Run) -> str:
     return {"html": html, "junit": junit, "markdown": markdown}[kind](run)
 
 
-def matrix(results: list[dict], width: int = 120, header: dict | None = None, *, colour: bool = False) -> str:
+def matrix(results: list[dict], width: int = 120, header: dict | None = None, *, colour=False, finished=True) -> str:
     """The terminal's report of some rows; `header` names the bridge that the commands test."""
-    return terminal.matrix(Run(header or {}, results), width, colour=colour)
+    return terminal.matrix(Run(header or {}, results, finished), width, colour=colour)
 
 
 def _append(path: Path, text: str) -> None:

@@ -70,7 +70,7 @@ def data(run: Run, found: list[Cause]) -> dict[str, Any]:
     for case in run.cases:
         place = [number(kind, clean(case[key])) for kind, key in _PLACES]
         row = [clean(case["id"]), *place, ORDER.index(case["verdict"]), _seconds(case)]
-        if extra := _extra(case):
+        if extra := _extra(case) | ({"prefix": run.prefix(case)} if case.get("bridge") else {}):
             row.append(extra)
         if case.get("message") or case["verdict"] != "pass":
             row[7:] = [*(row[7:] or [{}]), number("messages", cut(said(case), LONG))]
@@ -80,7 +80,7 @@ def data(run: Run, found: list[Cause]) -> dict[str, Any]:
     told |= {"verdicts": list(ORDER), "symbols": [SYMBOL[v] for v in ORDER], "none": SYMBOL[NOT_CLAIMED]}
     order = {id(case): n for n, case in enumerate(run.cases)}
     told["causes"] = [[order[id(c)] for c in cause.cases] for cause in found]
-    return {**told, "prefix": run.prefix, "cases": cases}
+    return {**told, "prefix": run.prefix({}), "cases": cases}
 
 
 _PLACES = (("families", "family"), ("toys", "toy"), ("plans", "plan"), ("checks", "check"))

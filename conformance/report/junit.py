@@ -46,8 +46,8 @@ def _case(suite: ET.Element, run: Run, case: dict) -> None:
     text = said(case)
     lines = [text, *(clean(s) for s in case.get("diagnosis") or ())]
     if case.get("smaller"):
-        lines.append(f"smaller: {run.command(clean(case['smaller']))}")
-    lines.append(f"again: {run.command(clean(case['id']))}")
+        lines.append(f"smaller: {run.command(case, case['smaller'])}")
+    lines.append(f"again: {run.command(case)}")
     first = f"{case['verdict']}: {cut(text.splitlines()[0], 500)}"
     told = ET.SubElement(test, ELEMENT[case["verdict"]], message=first, type=case["verdict"])
     told.text = cut("\n".join(lines), LONG)

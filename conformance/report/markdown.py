@@ -52,7 +52,7 @@ def _cell(cell: list[dict]) -> str:
 
 
 def _cause(run: Run, cause: Cause) -> str:
-    text = "\n".join([cut(cause.message, 500), *(cut(s, 500) for s in cause.diagnosis[:3]), "", run.command(cause.repro)])
+    text = "\n".join([cut(cause.message, 500), *(cut(s, 500) for s in cause.diagnosis[:3]), "", cause.command(run)])
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # longer than any in the text
     where = f"{some(cause.distinct('check'))} in {some(cause.distinct('family'))}"
     title = f"{len(cause.cases)} x **{SYMBOL[cause.verdict]} {cause.verdict}**: {_plain(where)}"

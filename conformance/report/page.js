@@ -150,8 +150,8 @@
     li.append(make("pre", { tabindex: "0", role: "group", "aria-label": "message" }, message(c)));
     if (x.diagnosis) li.append(make("ul", {}, ...[].concat(x.diagnosis).map((s) => make("li", {}, s))));
     if (x.known) li.append(known(x.known));
-    if (x.smaller) li.append(command("A smaller case that fails alike:", x.smaller));
-    li.append(command("Run it again:", c[ID]));
+    if (x.smaller) li.append(command("A smaller case that fails alike:", x, x.smaller));
+    li.append(command("Run it again:", x, c[ID]));
     return li;
   }
   function known(entry) {
@@ -160,8 +160,8 @@
     if (entry.expires) text.append(`; until ${entry.expires}`);
     return text;
   }
-  function command(label, id) {
-    const text = `${data.prefix} ${quoted(id)}`;
+  function command(label, x, id) {
+    const text = `${x.prefix || data.prefix} ${quoted(id)}`;
     const button = make("button", { type: "button", "data-copy": text, "aria-label": `Copy the command of ${id}` }, "Copy");
     return make("div", {}, make("p", { class: "small" }, label), make("p", { class: "run" }, make("code", {}, text), button));
   }

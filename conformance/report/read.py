@@ -1,4 +1,4 @@
-"""results.jsonl, the source of truth: written whole or not at all, read with every line checked, several files merged."""
+"""results.jsonl, the source of truth: kept while cases run, finished by its footer, read with every line checked, files merged."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 from .run import ORDER, Run, clean
 
+RESULTS = "results.jsonl"
+REPORTS = {"html": "report.html", "junit": "junit.xml", "markdown": "summary.md"}
 NEEDED = ("id", "family", "toy", "plan", "check", "verdict")
 
 
@@ -30,12 +32,29 @@ def place(path: Path, text: str) -> str:
     return str(path.resolve())
 
 
+def begin(folder: Path, header: dict[str, Any]) -> None:
+    """Start results.jsonl with its header alone; reports of an earlier run go, so that none is taken for this one's."""
+    place(folder / RESULTS, _line({"kind": "header", **header}))
+    for name in REPORTS.values():
+        (folder / name).unlink(missing_ok=True)
+
+
+def add(folder: Path, case: dict[str, Any]) -> None:
+    """Add a case to what `begin` started: a run that is killed leaves what it found, without a footer."""
+    with (folder / RESULTS).open("a", encoding="utf-8", newline="\n") as file:
+        file.write(_line({"kind": "case", **case}))
+
+
 def lines(run: Run) -> str:
     """A run as results.jsonl: header, one line a case, and the footer with counts if it is finished."""
     rows = [{"kind": "header", **run.header}, *({"kind": "case", **case} for case in run.cases)]
     if run.finished:
         rows.append({"kind": "footer", "cases": len(run.cases), **run.counts})
-    return "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
+    return "".join(map(_line, rows))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(_plain(row), allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -121,9 +140,9 @@ def merge(runs: Sequence[Run]) -> Run:
 
 def _unique(cases: list[dict], files: list[str]) -> list[dict]:
     """Each case once: the first of those that agree."""
-    seen: dict[str, tuple[dict, str]] = {}
+    seen: dict[tuple, tuple[dict, str]] = {}
     for case, file in zip(cases, files, strict=True):
-        before, where = seen.setdefault(case["id"], (case, file))
+        before, where = seen.setdefault((case.get("bridge"), case["id"]), (case, file))
         if before["verdict"] != case["verdict"]:
             told = f"{before['verdict']} in {where} and {case['verdict']} in {file}"
             raise ResultsError(f"case {case['id']} is {told}; run it again, and leave out the file that is out of date")

@@ -29,8 +29,8 @@ _FOLDER = re.compile(r"(?<!\w)/(?:[^\s/'\"]+/)+")
 class Run:
     """One run, or several merged.
 
-    header: bridge, profile, versions, world, started, seconds. cases: rows as the plugin writes them; diagnosis, known, smaller, law and
-    direction may be absent. finished: the results have their footer. sources: the files read.
+    header: bridge, profile, versions, world, started, seconds. cases: rows as the plugin writes them; diagnosis, known, smaller, law,
+    direction and bridge (where one run tests several) may be absent. finished: the results have their footer. sources: the files read.
     """
 
     header: dict[str, Any]
@@ -51,8 +51,9 @@ class Run:
     @property
     def verdict(self) -> str:
         """The verdict in one line: the worst of the cases and the counts; an interrupted run says so first."""
-        counts = ", ".join(f"{n} {v}" for v, n in self.counts.items() if n)
-        text = f"{worst(self.cases)}: {counted(len(self.cases), 'case')}: {counts}" if self.cases else "no case ran"
+        counts = [f"{n} {v}" for v, n in self.counts.items() if n]
+        text = f"{worst(self.cases)}: {counted(len(self.cases), 'case')}" if self.cases else "no case ran"
+        text += f" ({', '.join(counts)})" if len(counts) > 1 else ""
         return text if self.finished else f"interrupted, not finished; so far {text}"
 
     @property
@@ -77,14 +78,14 @@ class Run:
             found.setdefault((case[row], case["check"]), []).append(case)
         return found
 
-    def command(self, case_id: str) -> str:
-        """The shell command that runs one case again."""
-        return f"{self.prefix} {shlex.quote(case_id)}"
+    def command(self, case: dict, case_id: str | None = None) -> str:
+        """The shell command that runs a case again, or another (a smaller) one of the same bridge."""
+        return f"{self.prefix(case)} {shlex.quote(clean(case_id or case['id']))}"
 
-    @property
-    def prefix(self) -> str:
-        """The command up to the id."""
-        chosen = "" if self.bridge == "reference" else f" --bridge {shlex.quote(self.bridge)}"
+    def prefix(self, case: dict) -> str:
+        """That command up to the id."""
+        bridge = clean(case.get("bridge") or self.bridge)
+        chosen = "" if bridge == "reference" else f" --bridge {shlex.quote(bridge)}"
         return f"pytest conformance{chosen} --case"
 
     def facts(self) -> list[tuple[str, str]]:
@@ -109,10 +110,10 @@ class Cause:
         """The first line of the example's message."""
         return said(self.example).splitlines()[0]
 
-    @property
-    def repro(self) -> str:
-        """The id to run again: a smaller case that fails alike, where one was found."""
-        return clean(next((c["smaller"] for c in self.cases if c.get("smaller")), self.example["id"]))
+    def command(self, run: Run) -> str:
+        """What to run again: a smaller case that fails alike, where one was found, else the example."""
+        smaller = next((c for c in self.cases if c.get("smaller")), None)
+        return run.command(smaller, smaller["smaller"]) if smaller else run.command(self.example)
 
     @property
     def diagnosis(self) -> list[str]:

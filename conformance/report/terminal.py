@@ -25,6 +25,7 @@ def matrix(run: Run, width: int = 120, *, colour: bool = False) -> str:
     width, out = max(NARROW, width), StringIO()
     system = {"force_terminal": True, "color_system": "standard"} if colour else {"color_system": None}
     console = Console(file=out, width=width, highlight=False, legacy_windows=False, **system)
+    console.print(run.verdict, style=STYLE[worst(run.cases)] if run.finished else STYLE["fail"], markup=False)
     for table in _tables(run, width):
         console.print(table)
     _legend(run, console)
@@ -38,22 +39,22 @@ def _tables(run: Run, width: int) -> Iterator:
     left = max(map(len, run.checks), default=5)
     wide = [max([len(n), *(len(_whole(row[i])) for row in rows.values())]) for i, n in enumerate(names)]
     if left + 4 + sum(w + 3 for w in wide) <= width:
-        yield _table(run.verdict, names, rows, _whole)
+        yield _table(names, rows, _whole)
         return
     fold = max([FOLD, *(len(_folded(cell)) for row in rows.values() for cell in row)])
     fit = max(1, (width - left) // (fold + 1))
     fold = max(fold, (width - left) // min(fit, len(names)) - 1)
     for at in range(0, len(names), fit):
         part = {check: row[at : at + fit] for check, row in rows.items()}
-        yield _table(run.verdict if at == 0 else "", names[at : at + fit], part, _folded, fold)
+        yield _table(names[at : at + fit], part, _folded, fold)
 
 
-def _table(title: str, names: list[str], rows: dict[str, list[list[dict]]], text, fold: int | None = None):
+def _table(names: list[str], rows: dict[str, list[list[dict]]], text, fold: int | None = None):
     from rich.table import Table
     from rich.text import Text
 
     style = {"box": None, "padding": (0, 1, 0, 0), "pad_edge": False} if fold else {}
-    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold", **style)
+    table = Table(header_style="bold", **style)
     table.add_column("check", no_wrap=True)
     for name in names:
         table.add_column(Text(name), justify="right", overflow="fold", min_width=fold, max_width=fold)
@@ -89,7 +90,7 @@ def _tell(run: Run, console) -> None:
         console.print(cause.title(), style=STYLE[cause.verdict], markup=False)
         for line in _lines(cause):
             console.print(Padding(Text(line), (0, 0, 0, 4)))
-        console.print(f"    {run.command(cause.repro)}", markup=False, soft_wrap=True)
+        console.print(f"    {cause.command(run)}", markup=False, soft_wrap=True)
     if len(found) > CAUSES:
         console.print(f"\nand {len(found) - CAUSES} more causes, in the HTML page and in results.jsonl", markup=False)
 
