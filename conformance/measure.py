@@ -132,7 +132,7 @@ def _transformers(folder: str):
 def measure(adapter: str, folder: str, plan: str, vocab: int, *, forward: bool = True) -> dict[str, Any]:
     """*rank*: everything the checks of one (toy, plan) need, from one built model.
 
-    weights: what rank 0 exports {name: tensor}; digest: of every rank's export. perturbed: rank 0's export after every parameter was
+    weights: what rank 0 exports {name: tensor}; doubled: the names that it exports twice; digest: of every rank's export. perturbed: rank 0's export after every parameter was
     multiplied by FACTOR. replicas: [(key, digest)] of all parameters; ranks with one key must agree. logits: whole, from the one
     rank that ends the pipeline (else None); gradients: exported, rank 0.
     """
@@ -141,9 +141,10 @@ def measure(adapter: str, folder: str, plan: str, vocab: int, *, forward: bool =
     bridge, path = load_adapter(adapter), Path(folder)
     chunks = bridge.build(path, plan, with_ddp=forward)
     rank = torch.distributed.get_rank()
-    exported = dict(bridge.export_weights(chunks, path))
+    exported, doubled = _once_each(bridge.export_weights(chunks, path))
     out: dict[str, Any] = {
         "digest": _digest_all(exported),
+        "doubled": doubled if rank == 0 else None,
         "weights": exported if rank == 0 else None,
         "replicas": _replicas(chunks),
     }
@@ -317,6 +318,16 @@ def _whole_logits(local, seq_len: int, vocab: int):
         whole[:, zigzag(seq_len, cp.size(), rank)] = part
     first = tp.rank() == 0 and cp.rank() == 0 and ps.get_data_parallel_rank() == 0
     return whole.cpu() if first else None
+
+
+def _once_each(stream) -> tuple[dict[str, Any], list[str]]:
+    """A stream of (name, tensor) as a dict, and the names that came more than once."""
+    tensors, doubled = {}, []
+    for name, tensor in stream:
+        if name in tensors:
+            doubled.append(name)
+        tensors[name] = tensor
+    return tensors, doubled
 
 
 def _digest_all(tensors: dict[str, Any]) -> str:
