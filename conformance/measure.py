@@ -145,7 +145,8 @@ def measure(adapter: str, folder: str, plan: str, vocab: int, *, forward: bool =
     out: dict[str, Any] = {
         "digest": _digest_all(exported),
         "doubled": doubled if rank == 0 else None,
-        "weights": exported if rank == 0 else None,
+        # Copies: a bridge may stream live parameters, and they change below; pure.copies has that law.
+        "weights": {name: t.detach().clone() for name, t in exported.items()} if rank == 0 else None,
         "replicas": _replicas(chunks),
     }
     if forward:
