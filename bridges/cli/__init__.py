@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from . import convert, look, report, shared, toy, verify
+from . import convert, look, new_family, report, shared, toy, verify
 
 
 class Commands(TyperGroup):
@@ -57,6 +57,7 @@ app.command("import")(convert.import_)
 app.command()(convert.export)
 app.command()(verify.verify)
 app.command()(toy.toy)
+app.command("new-family")(new_family.new_family)
 app.command()(report.report)
 
 
