@@ -16,7 +16,7 @@ from .lineage import assemble
 from .worlds import PRELOAD, Clean, FakeWorld, Pools
 
 _TASKS = "shardproof.conformance.measure"
-_WITHOUT_ADAPTER = {"reference", "trained", "coded", "alone", "taps", "known fields"}  # names of results that no adapter had a part in
+_WITHOUT_ADAPTER = {"reference", "trained", "coded", "alone", "taps", "known fields"}  # what no adapter had a part in
 
 
 class Lab:
