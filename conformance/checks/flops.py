@@ -4,7 +4,9 @@ from shardproof.toy_models.experts import EXPERTS as EXPERT_COUNTS
 from shardproof.toy_models.experts import TOPK
 from shardproof.toy_models.experts import WIDTH as EXPERT_WIDTH
 
+from .. import plans
 from ..api import LawBroken
+from ..measure import BATCH, SEQ
 from .base import Check, once_a_variant, single
 
 _SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "head_dim")
@@ -42,7 +44,56 @@ def monotone(lab, case):
         raise LawBroken(f"layers do not add up: {two - one} then {three - two}")
 
 
+def additive(lab, case):
+    """A batch costs the sum of its sequences, a model the sum of its layers, and a sequence a multiple of its length and of its square."""
+    for config in (case.toy.published, case.toy.config):
+        flops, layers = lab.adapter.flops, config["num_hidden_layers"]
+        one = flops(config, 64, 1)
+        for batch in (2, 3, 7):
+            if flops(config, 64, batch) != batch * one:
+                raise LawBroken(f"{batch} sequences cost {flops(config, 64, batch)}, {batch} times one cost {batch * one}")
+        a, b, c, d = (flops(config, 32 * n, 1) for n in (1, 2, 3, 4))
+        if b != 2 * a + (second := c - 2 * b + a) or d - 2 * c + b != second:
+            raise LawBroken(f"32, 64, 96 and 128 tokens cost {a}, {b}, {c}, {d}: no sum of a multiple of n and one of n * n")
+        once, twice, thrice = (flops(layered(config, n * layers), 64, 1) for n in (1, 2, 3))
+        if thrice - twice != twice - once:
+            raise LawBroken(f"{layers} layers more cost {twice - once}, and {layers} more again {thrice - twice}")
+
+
+def layered(config, layers):
+    """A config with a multiple of its layers: fields with an entry a layer repeat."""
+    before = config["num_hidden_layers"]
+    repeated = {k: v * (layers // before) for k, v in config.items() if isinstance(v, list) and len(v) == before}
+    return dict(config) | repeated | {"num_hidden_layers": layers}
+
+
+def plan(lab, case):
+    """The FLOPs that all ranks spend together on megatron-core's forward pass are the formula's, under any plan, padding aside."""
+    config = case.toy.config
+    shared = {"folder": str(lab.folder(case.toy)), "vocab": config["vocab_size"]}
+    ranks = lab.rank_task("shardproof.conformance.tasks.counted:flops", case.plan, **shared)
+    replicas = plans.sizes(case.plan).get("dp", 1)  # every data-parallel rank runs the whole batch
+    row = 2 * BATCH * SEQ * config["hidden_size"] * replicas  # a row of the vocabulary, for all tokens
+    spent, padding = sum(r["all"] for r in ranks), sum(r["head"] for r in ranks) - row * config["vocab_size"]
+    want = replicas * lab.adapter.flops(config, SEQ, BATCH)
+    if padding < 0 or padding % row:
+        raise LawBroken(f"the output layer spends {padding} FLOPs beside the vocabulary's own: no whole number of padded rows")
+    if spent - padding != want:
+        raise LawBroken(
+            f"{len(ranks)} ranks spend {spent - padding} FLOPs (and {padding} on padding), the formula gives {want}: difference"
+            f" {spent - padding - want}"
+        )
+
+
+def _cuts(toy, possible, first):
+    """One rank and every kind of cut, on the family's first variant."""
+    kinds = ("tp1", "cp2", "tp4", "tp2,pp2,split2-3", "tp2,cp2,sp", "dp2")
+    return [p for p in possible if p in kinds] if first and toy.geometry == "default" else []
+
+
 CHECKS = [
     Check("flops.counted", counted, single, needs=("flops",)),
     Check("flops.monotone", monotone, once_a_variant, needs=("flops",)),
+    Check("flops.additive", additive, once_a_variant, needs=("flops",)),
+    Check("flops.plan", plan, _cuts, needs=("flops",)),
 ]

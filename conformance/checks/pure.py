@@ -108,14 +108,17 @@ def _empty(answer: dict) -> None:
 
 
 def _other_toy(lab, case):
-    """The first variant of the adapter's next family, or of this one in another geometry where there is but one family."""
+    """The other family's first variant whose settings differ most; this one in another geometry where there is but one family."""
     from ..cases import Toy, families
 
     known = lab.once(("families",), lambda: families(lab.adapter))
-    names = list(known)
-    place = names.index(case.family) if case.family in names else -1
-    following = names[(place + 1) % len(names)]
-    return Toy(known[following][0]) if following != case.family else Toy(case.toy.variant, "mha")
+    others = [Toy(variants[0]) for family, variants in known.items() if family != case.family]
+    return max(others, key=lambda toy: _differences(toy.config, case.toy.config), default=Toy(case.toy.variant, "mha"))
+
+
+def _differences(one: dict, two: dict) -> int:
+    """Settings that two configs have and that differ, sizes aside."""
+    return sum(one[key] != two[key] for key in one.keys() & two.keys() if type(one[key]) is not int)
 
 
 def _one_and_several(toy, possible, first):
