@@ -133,8 +133,8 @@ def measure(adapter: str, folder: str, plan: str, vocab: int, *, forward: bool =
     """*rank*: everything the checks of one (toy, plan) need, from one built model.
 
     weights: what rank 0 exports {name: tensor}; doubled: the names that it exports twice; digest: of every rank's export. perturbed:
-    rank 0's export after every parameter was multiplied by FACTOR. replicas: [(key, digest)] of all parameters; ranks with one key must agree. logits: whole, from the one
-    rank that ends the pipeline (else None); gradients: exported, rank 0.
+    rank 0's export after every parameter was multiplied by FACTOR. replicas: [(key, digest)] of all parameters; ranks with one key must
+    agree. logits: whole, from the one rank that ends the pipeline (else None); gradients: exported, rank 0.
     """
     import torch
 
