@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from .certify import lacking, refuses
+from .certify import write as write_certificate
 from .known import load as load_known
 from .verdicts import Investigator, row_of, text_of
 
@@ -32,6 +34,9 @@ def pytest_addoption(parser):
         "--known", action="append", default=[], help="TOML file of known failures (repeatable); see conformance/known.py"
     )
     group.addoption("--shrink", action="store_true", help="look for the smallest case that fails like each failed one")
+    group.addoption(
+        "--certify", action="store_true", help="the gate for --family NAME: exit code 0 only if nothing is left out or excused"
+    )
     group.addoption("--report-dir", default="reports", help="folder for results.jsonl and report.html (default: reports)")
 
 
@@ -110,6 +115,7 @@ class Recorder:
         self.total: dict[tuple, int] = {}
         self.host: dict | None = None
         self.bridges: dict[str, None] = {}  # that rows are of, in order
+        self.certificates: dict[str, tuple[list[str], Path]] = {}
         self.investigator = Investigator(shrink=config.getoption("shrink"))
         self.folder, self.finished = Path(config.getoption("report_dir")).absolute(), False
         try:
@@ -120,6 +126,8 @@ class Recorder:
     @pytest.hookimpl(trylast=True)  # after syrupy has seen what was collected: what it saw and did not run is not "unused"
     def pytest_collection_modifyitems(self, config, items):
         """Deselect what the options leave out, and know how many cases each toy has."""
+        if config.getoption("certify") and (why := refuses(vars(config.option))):
+            raise pytest.UsageError(why)
         cases = {id(item): case for item in items if (case := _case(item))}
         kept = keep(list(cases.values()), config) if cases else set()
         if cases and (gone := sorted(set(self.known) - {c.id for c in cases.values()})):
@@ -199,6 +207,22 @@ class Recorder:
             self.finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
             self.finished &= not (session.shouldstop or session.shouldfail)
             self.files = write(self.results, self.folder, self._header(), finished=self.finished)
+        if (
+            self.config.getoption("certify")
+            and not hasattr(self.config, "workerinput")
+            and exitstatus != pytest.ExitCode.USAGE_ERROR
+        ):
+            self._certify(session)
+
+    def _certify(self, session) -> None:
+        from .api import load_adapter
+
+        adapter = load_adapter(self.config.getoption("bridge"))
+        for family in dict.fromkeys(self.config.getoption("family")):
+            missing = lacking(adapter, family, self.results, finished=self.finished)
+            self.certificates[family] = missing, write_certificate(self.folder, family, self.results, self._header(), missing)
+        if any(missing for missing, _ in self.certificates.values()):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter):
         """Print the matrix and where the reports are."""
@@ -211,6 +235,11 @@ class Recorder:
             terminalreporter.write_line(text)
             for kind, path in getattr(self, "files", {}).items():
                 terminalreporter.write_line(f"{kind}: {path}")
+        for family, (missing, path) in self.certificates.items():
+            word = "not certified" if missing else "certified"
+            terminalreporter.write_line(f"{family}: {word} ({path})", red=bool(missing), green=not missing)
+            for sentence in missing:
+                terminalreporter.write_line(f"  - {sentence}")
 
     def _header(self) -> dict:
         import importlib.metadata as md
