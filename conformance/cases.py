@@ -121,7 +121,7 @@ def families(adapter: Adapter) -> dict[str, list[str]]:
 
 
 def _toy_cases(adapter: Adapter, family: str, toy: Toy, profile: str, *, first: bool) -> Iterator[Case]:
-    wanted = plans.wanted(toy.config, toy.geometry, profile)
+    wanted = plans.wanted(toy.config, toy.geometry, profile, first=first)
     possible = [plan for plan in wanted if _possible(adapter, toy.config, plan)]
     for check in (c for c in CHECKS.values() if offers(adapter, c.needs)):
         for plan in check.plans(toy, possible, first):

@@ -33,6 +33,7 @@ NIGHTLY = (
     "pp2,cp2,split2-3",
 )
 EVEN = ("pp2", "pp2,vpp2", "tp2,pp2,vpp2")  # for toys whose layers divide
+OTHERS = (SINGLE, "tp2,sp", "pp2,vpp2,split2-1-1-1", "tp2,pp2,split2-3")  # for a family's other published variants
 ADVERSARIAL = (SINGLE, "tp2,sp", "pp2,split3-2", "tp2,pp2,split2-3")  # for geometries beside the default
 
 # Models with experts: megatron-core trains them under tensor parallelism with sequence parallelism only.
@@ -66,21 +67,21 @@ EXPERTS_NIGHTLY = (
     "pp2,vpp2,ep2,split1-2-1-1",
     "tp2,pp2,sp,ep2,etp1,split3-2",
 )
+EXPERTS_OTHERS = (SINGLE, "tp2,sp", "ep2,etp2", "pp2,vpp2,split2-1-1-1", "tp2,pp2,sp,ep2,etp1,split2-3")
 EXPERTS_EVEN = ("pp2", "pp2,ep2", "tp2,pp2,vpp2,sp")
 EXPERTS_ADVERSARIAL = (SINGLE, "tp2,sp", "ep2", "tp2,pp2,sp,ep2,etp1,split2-3")
 
 
-def wanted(config: Mapping, geometry: str, profile: str) -> tuple[str, ...]:
-    """The plans of a toy; one that it cannot carry gives no case."""
-    kinds = (
-        (EXPERTS, EXPERTS_NIGHTLY, EXPERTS_EVEN, EXPERTS_ADVERSARIAL) if routed(config) else (DEFAULT, NIGHTLY, EVEN, ADVERSARIAL)
-    )
-    default, nightly, even, adversarial = kinds
+def wanted(config: Mapping, geometry: str, profile: str, *, first: bool) -> tuple[str, ...]:
+    """The plans of a toy; one that it cannot carry gives no case. first: whether it is its family's first variant, which gets all."""
+    dense = (DEFAULT, NIGHTLY, EVEN, ADVERSARIAL, OTHERS)
+    experts = (EXPERTS, EXPERTS_NIGHTLY, EXPERTS_EVEN, EXPERTS_ADVERSARIAL, EXPERTS_OTHERS)
+    default, nightly, even, adversarial, others = experts if routed(config) else dense
     if geometry == "even":
         return (SINGLE, *even)
     if profile == "nightly":
         return nightly
-    return default if geometry == "default" else adversarial
+    return adversarial if geometry != "default" else default if first else others
 
 
 def routed(config: Mapping) -> bool:
