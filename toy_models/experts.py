@@ -6,56 +6,51 @@ from collections.abc import Mapping
 from typing import Any
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-TOPK = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k")
-WIDTH = ("moe_intermediate_size", "expert_ffn_hidden_size")
-SHARED_WIDTH = ("shared_expert_intermediate_size",)
-MANY = (12, 8, 16)  # divide over 2 and 4 ranks and leave every rank more than one
+TOPK = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "moe_k", "top_k_experts")
+WIDTH = ("moe_intermediate_size", "expert_intermediate_size")
+SHARED_WIDTH = (
+    "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "share_expert_dim", "shared_intermediate_size",
+)  # fmt: skip
+ROUTER_GROUPS, GROUPS_KEPT = ("n_group", "num_expert_group"), "topk_group"
+MANY = (12, 8, 16, 20, 24, 28)  # divide over 2 and 4 ranks, and over 4 groups, and leave every rank more than one
 
 
-def moe_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a toy's mixture of experts, from a toy config whose other sizes are chosen; empty for a dense model."""
-    present = [key for key in EXPERTS if config.get(key)]
+def moe_fields(section: Mapping[str, Any], taken, counts: set, asked: Mapping[str, int]) -> dict[str, Any]:
+    """The sizes of a decoder section's mixture of experts; empty for a dense model.
+
+    taken: sizes in use (gets more). counts: other counts, of heads and groups, that the number of experts must not equal.
+    """
+    present = experts_fields(section)
     if not present:
         return {}
-    few = _taken_counts(config)
-    experts = next(n for n in MANY if n not in few)
-    fields = dict.fromkeys(present, experts)
-    fields |= {key: min(max(config[key], 2), 3) for key in TOPK if config.get(key)}
-    widths = _widths(config, experts)
-    own = [key for key in WIDTH if config.get(key)] or ["intermediate_size"]  # Mixtral, OLMoE, gpt-oss: the only MLP there is
-    fields |= dict.fromkeys(own, next(widths))
-    fields |= {key: next(widths) for key in SHARED_WIDTH if config.get(key)}
-    return fields | _dense_layers(config)
-
-
-def _taken_counts(config: Mapping[str, Any]) -> set[int]:
-    heads, groups = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
-    return {heads, groups, heads // groups, config.get("head_dim")}
-
-
-def _widths(config: Mapping[str, Any], experts: int):
-    """Widths of an expert: divisible by 4 ranks, equal to no other size, nor twice or half of one (gate and up are stacked)."""
-    heads, groups = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
-    dim = config["head_dim"]
-    taken = {
-        config["hidden_size"],
-        config["intermediate_size"],
-        2 * config["intermediate_size"],
-        heads * dim,
-        groups * dim,
-        experts,
-    }
-    for width in range(20, 1000, 4):
-        if not {width, 2 * width} & taken:
-            yield width
-            taken |= {width, 2 * width}
-
-
-def _dense_layers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Two dense layers where the published model has any before its sparse ones."""
-    fields: dict[str, Any] = {}
-    if config.get("first_k_dense_replace"):
-        fields["first_k_dense_replace"] = 2
-    if config.get("mlp_only_layers"):
-        fields["mlp_only_layers"] = [0, 1]
+    experts = asked.get("experts") or next(n for n in MANY if n not in counts | taken)
+    taken.add(experts)
+    fields: dict[str, Any] = dict.fromkeys(present, experts)
+    fields |= {key: asked.get("topk") or min(section[key], 3) for key in TOPK if section.get(key)}
+    own = [key for key in WIDTH if section.get(key)] or ["intermediate_size"]  # Mixtral, OLMoE, gpt-oss: the only MLP there is
+    fields |= {key: _width(section.get(key), taken, asked) for key in own}
+    fields |= {key: taken.free(28, 4, stacked=True) for key in SHARED_WIDTH if section.get(key)}
+    if any((section.get(key) or 1) > 1 for key in ROUTER_GROUPS):
+        fields |= {key: 4 for key in ROUTER_GROUPS if section.get(key)} | {GROUPS_KEPT: 2}
     return fields
+
+
+def experts_fields(section: Mapping[str, Any]) -> list[str]:
+    """The fields of a config that say how many experts there are; none for a dense model."""
+    return [key for key in EXPERTS if section.get(key)]
+
+
+def expert_width(section: Mapping[str, Any]) -> int:
+    """Rows of an expert's gate: of its own field, or of `intermediate_size` where experts are the only MLPs."""
+    width = next((section[key] for key in WIDTH if section.get(key)), section.get("intermediate_size"))
+    return width[0] if isinstance(width, list) else width
+
+
+def _width(published: Any, taken, asked: Mapping[str, int]) -> Any:
+    """Divisible by 4 ranks; a list where the published field is one (text and image experts)."""
+    if isinstance(published, list):
+        return [taken.free(20, 4, stacked=True) for _ in published]
+    if asked.get("width"):
+        taken.update({asked["width"], 2 * asked["width"]})
+        return asked["width"]
+    return taken.free(20, 4, stacked=True)

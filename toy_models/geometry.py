@@ -1,8 +1,7 @@
-"""Toy configs from published ones: structure kept (head ratio, tying, rope kind, window, biases), sizes small and telling.
+"""Toy configs from published ones: structure kept (head ratio, kinds of layer, tying, rope kind, window, biases), sizes small and telling.
 
-Toys obey rules that `lint` enforces: pairwise distinct sizes, head_dim decoupled from hidden/heads, at least two groups and two heads a
-group, an odd number of layers, a vocabulary that needs padding, a window shorter than the sequence. Geometries beside `default` copy
-coincidences of production on purpose, and name them.
+Toys obey rules that `lint` enforces, and no toy leaves here that breaks one unasked. Geometries beside `default` copy coincidences of
+production on purpose, and name them.
 """
 
 from __future__ import annotations
@@ -11,133 +10,181 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .experts import moe_fields
+from .decoder import decoder_path, filled, section_of, small_decoder
+from .experts import experts_fields
+from .lint import SEQ, forced, lint
+from .sizes import WINDOW
+from .text import parse
+from .tokens import small_tokens
+from .towers import DECODER_WIDTH, SMALL, small_tower
 
-VOCAB = 131  # prime: never a multiple of any padding
-LAYERS = 5  # odd: no pipeline of 2 or 4 stages divides it
-HEAD_DIM = 8
-WINDOW = 7  # keys a query may see; the suite's sequences are longer
-ORIGINAL_CONTEXT = 8192  # megatron-core's llama3 scaling knows no other
-NORM_OVER_HIDDEN = {"olmoe"}  # transformers sizes the query norm by hidden_size: no head_dim of its own is possible
+# A toy's files hold plain floats of one type, and no code.
+NOT_OF_TOYS = ("quantization_config", "dtype", "torch_dtype", "auto_map")
 
 
 def toy_config(published: Mapping[str, Any], geometry: str = "default") -> dict[str, Any]:
-    """A toy's config.json from a published one. Raises KeyError for an unknown geometry, ValueError for a config without heads.
+    """A toy's config.json from a published one.
 
-    Geometries: default; ``square`` (projections H x H, head_dim derived); ``even`` (4 layers: pipelines divide evenly); ``mha`` (every head
-    its own group); ``mqa`` (one group); ``tied`` / ``untied`` (the other way of tying than published); ``windows`` (the upper layers slide,
-    where the config has the switch); ``rescaled`` (llama3 rope of another original context and other factors than megatron-core knows).
+    geometry: a name of GEOMETRIES, or a text of sizes such as ``heads6-groups3-dim12-layers7`` (see `text.parse`).
+    Names: default; ``square`` (projections H x H, head_dim derived); ``even`` (4 layers: pipelines divide evenly); ``mha`` (every head
+    its own group); ``mqa`` (one group); ``tied`` / ``untied`` (the other way of tying than published); ``windows`` (the upper layers
+    slide, where the config has the switch); ``rescaled`` (llama3 rope of another original context and other factors than megatron-core
+    knows). Raises KeyError for an unknown geometry, ValueError naming the field for a config of which no toy can be made, and for a toy
+    that breaks a rule it did not ask to break.
     """
-    return GEOMETRIES[geometry](_default(published), published)
+    asked = {} if geometry in GEOMETRIES else parse(geometry)
+    toy = GEOMETRIES[geometry](published) if geometry in GEOMETRIES else _toy(published, asked)
+    broken = lint(toy, seq_len=SEQ, wanted=wanted(published, geometry))
+    if broken:
+        raise ValueError(f"geometry {geometry!r} of this config hides something: {'; '.join(broken)}")
+    return toy
 
 
-def _default(published: Mapping[str, Any]) -> dict[str, Any]:
-    config = copy.deepcopy(dict(published))
-    heads = config["num_attention_heads"]
-    groups = config.get("num_key_value_heads") or heads
-    if heads % groups:
-        raise ValueError(f"{heads} heads over {groups} groups: no toy keeps that ratio")
-    config |= _heads(heads // groups, mha=groups == heads)
-    config |= {"vocab_size": VOCAB, "num_hidden_layers": LAYERS, "head_dim": HEAD_DIM}
-    config["hidden_size"] = hidden = _hidden(config)
-    config["intermediate_size"] = 2 * hidden + 12 + 4 * ((2 * hidden + 12) % 8 == 0)
-    config |= moe_fields(config)
-    config = _cut(config, LAYERS)
-    config.pop("quantization_config", None)  # a toy's files hold plain floats
-    if config["model_type"] in NORM_OVER_HIDDEN:
-        config = _square(config, published) | {"intermediate_size": config["intermediate_size"]}
-    if (config.get("rope_scaling") or {}).get("rope_type") != "yarn":  # whose original context stays, and must stay the smaller
-        config["max_position_embeddings"] = min(config.get("max_position_embeddings", 2048), 2048)
-    if config.get("sliding_window") is not None:
-        config["sliding_window"] = WINDOW
-    if config.get("max_window_layers") is not None:
-        config["max_window_layers"] = 2
-    for key in ("rope_scaling", "rope_parameters"):
-        if (config.get(key) or {}).get("rope_type") == "llama3":
-            config[key]["original_max_position_embeddings"] = ORIGINAL_CONTEXT
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if config.get(key) is not None:
-            config[key] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}[key]
-    config.pop("dtype", None)
-    config["torch_dtype"] = "float32"
-    return config
+def wanted(published: Mapping[str, Any], geometry: str = "default") -> set[str]:
+    """Coincidences that a toy may have: its geometry's, and those that the published architecture cannot be without."""
+    named = COINCIDENCES.get(geometry)
+    if named is None:
+        named = set().union(*(WANTED_BY[key] for key in ({} if geometry in GEOMETRIES else parse(geometry))))
+    return named | forced(filled(section_of(published)))
 
 
-def _heads(ratio: int, *, mha: bool) -> dict[str, int]:
-    """Heads with the published number of heads a group, divisible by 4 ranks; two groups where that is possible, so that four
-    tensor-parallel ranks have fewer groups than ranks."""
-    if mha:
-        return {"num_attention_heads": 4, "num_key_value_heads": 4}
-    groups = 2 if ratio % 2 == 0 and ratio != 2 else 4
-    return {"num_attention_heads": groups * ratio, "num_key_value_heads": groups}
+def _toy(published: Mapping[str, Any], asked: Mapping[str, int], **fields: Any) -> dict[str, Any]:
+    """asked: sizes. fields: replace others of the decoder's, where the decoder is; tying also at the top."""
+    config = _without(published)
+    path = decoder_path(config)
+    section = filled(section_of(config))
+    small = small_decoder(section, asked) | fields
+    if path and "tie_word_embeddings" in fields:
+        config["tie_word_embeddings"] = fields["tie_word_embeddings"]
+    config = _beside(config, path, section["hidden_size"], small)
+    config = small_tokens(config, small["vocab_size"])
+    return config | {"torch_dtype": "float32"}
 
 
-def _hidden(config: Mapping[str, int]) -> int:
-    """A multiple of heads (transformers asks for it) near 48 that equals no other size."""
-    heads = config["num_attention_heads"]
-    taken = {heads * HEAD_DIM, config["num_key_value_heads"] * HEAD_DIM, HEAD_DIM * heads // config["num_key_value_heads"]}
-    step = max(3, 48 // heads)
-    while step * heads in taken or step == HEAD_DIM:
-        step += 1
-    return step * heads
-
-
-def _cut(config: dict, layers: int) -> dict:
-    """The config with that many layers, lists of one entry a layer cut to them."""
-    before = config["num_hidden_layers"]
-    config = config | {"num_hidden_layers": layers}
-    if config.get("layer_types"):
-        config["layer_types"] = (config["layer_types"] * layers)[:layers] if before < layers else config["layer_types"][:layers]
-    return config
-
-
-def _even(config: dict, published: Mapping) -> dict:
-    return _cut(config, 4)
-
-
-def _square(config: dict, published: Mapping) -> dict:
-    width = config["num_attention_heads"] * HEAD_DIM
-    derived = {"head_dim"} - set(published)  # left to be derived where the published file leaves it so
-    mlp = {"intermediate_size": width} if "moe_intermediate_size" in config or not moe_fields(config) else {}
-    return {key: value for key, value in config.items() if key not in derived} | {"hidden_size": width} | mlp
-
-
-def _with(**fields: Any) -> Callable[[dict, Mapping], dict]:
-    return lambda config, published: config | fields
-
-
-def _mha(config: dict, published: Mapping) -> dict:
-    return config | {"num_key_value_heads": config["num_attention_heads"]}
-
-
-def _windows(config: dict, published: Mapping) -> dict:
-    return config | {"use_sliding_window": True, "sliding_window": WINDOW} if "use_sliding_window" in config else config
-
-
-def _rescaled(config: dict, published: Mapping) -> dict:
-    scaling = config.get("rope_scaling") or {}
-    if scaling.get("rope_type") != "llama3":
-        return config
-    return config | {
-        "rope_scaling": scaling | {"original_max_position_embeddings": 64, "low_freq_factor": 1.5, "high_freq_factor": 3.0}
+def _without(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without(value) if isinstance(value, dict) else copy.deepcopy(value)
+        for key, value in config.items()
+        if key not in NOT_OF_TOYS
     }
 
 
-GEOMETRIES: dict[str, Callable[[dict, Mapping], dict]] = {
-    "default": _with(),
+def _beside(config: dict, path: tuple[str, ...], published_width: int, small: dict) -> dict[str, Any]:
+    """The whole config with the small decoder in its place, other decoders and towers made small too."""
+    if not path:
+        rest = {k: v for k, v in config.items() if isinstance(v, dict) and not k.startswith("rope") and k not in small}
+        return small | {k: _part(k, v, published_width, small) for k, v in (rest | _towers(small)).items()}
+    out = {}
+    for key, value in config.items():
+        if key == path[0]:
+            out[key] = _beside(value, path[1:], published_width, small)
+        elif isinstance(value, dict):
+            out[key] = _part(key, value, published_width, small)
+        elif key in DECODER_WIDTH and value == published_width:
+            out[key] = small["hidden_size"]
+        elif key in ("vocab_size", *SMALL) and value:
+            out[key] = small["vocab_size"] if key == "vocab_size" else SMALL[key]
+        else:
+            out[key] = value
+    return out
+
+
+def _towers(small: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value for key, value in small.items() if key.endswith("_config") and isinstance(value, dict) and "linear" not in key
+    }
+
+
+def _part(key: str, part: dict, published_width: int, small: Mapping[str, Any]) -> dict[str, Any]:
+    """Another part: a decoder of its own (a talker), or a tower."""
+    if {"num_key_value_heads", "vocab_size", "hidden_size"} <= set(part) and not key.startswith("vision"):
+        out = small_decoder(part, {}) if part.get("num_hidden_layers") else dict(part)
+    elif key.endswith("_config"):
+        out = small_tower(part, published_width, small["hidden_size"])
+    else:
+        return part
+    inner = {k: _part(k, v, published_width, small) for k, v in part.items() if isinstance(v, dict) and k.endswith("_config")}
+    widths = {k: small["hidden_size"] for k in DECODER_WIDTH[2:] if k != "hidden_size" and part.get(k) == published_width}
+    return out | inner | widths
+
+
+def _square(published: Mapping) -> dict:
+    """Every projection H x H: hidden_size, the heads together, and the MLP."""
+    toy = _toy(published, {})
+    section = dict(section_of(toy))
+    if not section.get("head_dim"):  # derived from hidden_size already
+        return toy
+    width = section["num_attention_heads"] * section["head_dim"]
+    derived = not section_of(published).get("head_dim")  # left to be derived where the published file leaves it so
+    toy = _toy(published, {"hidden": width} | ({"mlp": width} if _plain_mlp(section) else {}))
+    if derived and not filled(section_of(published)).get("head_dim"):
+        _pop(toy, "head_dim")
+    return toy
+
+
+def _plain_mlp(section: Mapping[str, Any]) -> bool:
+    return bool(section.get("intermediate_size")) and (not experts_fields(section) or bool(section.get("moe_intermediate_size")))
+
+
+def _pop(config: dict, key: str) -> None:
+    for step in decoder_path(config):
+        config = config[step]
+    config.pop(key, None)
+
+
+def _windows(published: Mapping) -> dict:
+    switch = "use_sliding_window" in section_of(published)
+    return _toy(published, {}, **({"use_sliding_window": True, "sliding_window": WINDOW} if switch else {}))
+
+
+def _mha(published: Mapping) -> dict:
+    heads = section_of(_toy(published, {}))["num_attention_heads"]
+    return _toy(published, {"heads": heads, "groups": heads})
+
+
+def _mqa(published: Mapping) -> dict:
+    heads = section_of(_toy(published, {}))["num_attention_heads"]
+    return _toy(published, {"heads": heads, "groups": 1})
+
+
+def _rescaled(published: Mapping) -> dict:
+    toy = _toy(published, {})
+    scaling = section_of(toy).get("rope_scaling") or {}
+    if scaling.get("rope_type") == "llama3":
+        scaling |= {"original_max_position_embeddings": 64, "low_freq_factor": 1.5, "high_freq_factor": 3.0}
+    return toy
+
+
+GEOMETRIES: dict[str, Callable[[Mapping], dict]] = {
+    "default": lambda published: _toy(published, {}),
     "square": _square,
-    "even": _even,
+    "even": lambda published: _toy(published, {"layers": 4}),
     "mha": _mha,
-    "mqa": _with(num_key_value_heads=1),
-    "tied": _with(tie_word_embeddings=True),
-    "untied": _with(tie_word_embeddings=False),
+    "mqa": _mqa,
+    "tied": lambda published: _toy(published, {}, tie_word_embeddings=True),
+    "untied": lambda published: _toy(published, {}, tie_word_embeddings=False),
     "windows": _windows,
     "rescaled": _rescaled,
 }
 # Coincidences a geometry wants; the lint refuses any other.
-COINCIDENCES = {
+COINCIDENCES: dict[str, set[str]] = {
+    **{name: set() for name in GEOMETRIES},
     "square": {"sizes", "head_dim"},
     "mha": {"heads", "sizes"},
     "mqa": {"groups", "sizes"},
-    "even": {"layers"},
+    "even": {"layers", "kinds"},
+}
+# The rules that a size given in a text may break: it was asked for.
+WANTED_BY: dict[str, set[str]] = {
+    "heads": {"heads", "sizes", "head_dim"},
+    "groups": {"groups", "heads", "sizes"},
+    "dim": {"head_dim", "head_dim_small", "sizes"},
+    "hidden": {"sizes", "head_dim"},
+    "mlp": {"sizes"},
+    "layers": {"layers", "kinds"},
+    "vocab": {"vocab", "tokens"},
+    "window": {"window"},
+    "experts": {"experts", "sizes"},
+    "topk": {"experts"},
+    "width": {"sizes", "experts"},
 }
