@@ -275,7 +275,7 @@ class GroupedLinear(TransformerEngineBaseModule):
     def forward(self, x: torch.Tensor, m_splits: Any, is_first_microbatch: Any = None, **kwargs: Any) -> Any:
         sizes = m_splits.tolist() if torch.is_tensor(m_splits) else list(m_splits)
         parts = torch.split(x.reshape(-1, x.shape[-1]), sizes)
-        y = torch.cat([F.linear(part, *self._expert(i)) for i, part in enumerate(parts)]).view(*x.shape[:-1], -1)
+        y = torch.cat([F.linear(part, *self._expert(i)) for i, part in enumerate(parts)]).view(*x.shape[:-1], self.out_features)
         if not self.return_bias:
             return y
         return y, [getattr(self, f"bias{i}") for i in range(self.num_gemms)] if self.use_bias else None
