@@ -25,12 +25,12 @@ def counted(lab, case):
 def monotone(lab, case):
     """FLOPs grow with every size, and layers add up: each layer costs the same."""
     config, flops = dict(case.toy.published), lab.adapter.flops
-    config["head_dim"] = (
-        config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    )  # else it would shrink as heads grow
+    if "head_dim" in case.toy.config:  # else hidden / heads by design: more heads are smaller ones, and cost the same
+        config["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     base = flops(config, 64, 1)
     own = any(config.get(key) for key in EXPERT_WIDTH)
-    for key in _SIZES + (_MLP_SIZES[:-1] if own else _MLP_SIZES):
+    heads_cost = _SIZES if "head_dim" in config else tuple(key for key in _SIZES if key != "num_attention_heads")
+    for key in heads_cost + (_MLP_SIZES[:-1] if own else _MLP_SIZES):
         if config.get(key) and not flops(config | {key: 2 * config[key]}, 64, 1) > base:
             raise LawBroken(f"doubling {key} does not raise the FLOPs of {case.toy.variant}")
     heads, groups = config["num_attention_heads"], config.get("num_key_value_heads")
