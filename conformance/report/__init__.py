@@ -10,7 +10,21 @@ from . import terminal
 from .read import REPORTS, RESULTS, ResultsError, add, begin, lines, merge, place, read
 from .run import ORDER, Run, worst
 
-__all__ = ["ORDER", "ResultsError", "Run", "add", "begin", "made", "matrix", "merge", "place", "read", "worst", "write"]
+__all__ = [
+    "ORDER",
+    "REPORTS",
+    "ResultsError",
+    "Run",
+    "add",
+    "begin",
+    "made",
+    "matrix",
+    "merge",
+    "place",
+    "read",
+    "worst",
+    "write",
+]
 
 
 def write(results: list[dict], folder: Path, header: dict, *, finished: bool = True) -> dict[str, str]:

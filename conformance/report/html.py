@@ -13,7 +13,8 @@ from typing import Any
 from .run import NOT_CLAIMED, ORDER, SYMBOL, Cause, Run, causes, clean, cut, said, worst
 
 HERE = Path(__file__).parent
-LONG = 6_000  # characters of one message; results.jsonl has the whole
+LONG = 6_000  # characters of one message, fewer where very many differ; results.jsonl has the whole
+ALL = 8_000_000  # characters of all messages: a phone must still open the page of a run in which every case crashed
 CAUSES = 100
 EXTRA = ("diagnosis", "known", "smaller", "error")
 
@@ -27,6 +28,7 @@ def html(run: Run) -> str:
     found = causes(run.cases)
     return env.get_template("page.html.j2").render(
         run=run,
+        shade=worst(run.cases) if run.finished and run.cases else "fail",
         facts=run.facts(),
         causes=found[:CAUSES],
         more_causes=max(0, len(found) - CAUSES),
@@ -66,14 +68,15 @@ def data(run: Run, found: list[Cause]) -> dict[str, Any]:
     def number(kind: str, text: str) -> int:
         return words[kind].setdefault(text, len(words[kind]))
 
-    cases = []
-    for case in run.cases:
+    texts = [said(case) if case.get("message") or case["verdict"] != "pass" else "" for case in run.cases]
+    cases, limit = [], max(400, min(LONG, ALL // max(1, len(set(texts)))))
+    for case, text in zip(run.cases, texts, strict=True):
         place = [number(kind, clean(case[key])) for kind, key in _PLACES]
         row = [clean(case["id"]), *place, ORDER.index(case["verdict"]), _seconds(case)]
         if extra := _extra(case) | ({"prefix": run.prefix(case)} if case.get("bridge") else {}):
             row.append(extra)
-        if case.get("message") or case["verdict"] != "pass":
-            row[7:] = [*(row[7:] or [{}]), number("messages", cut(said(case), LONG))]
+        if text:
+            row[7:] = [*(row[7:] or [{}]), number("messages", cut(text, limit))]
         cases.append(row)
     told = {kind: list(texts) for kind, texts in words.items()}
     told["laws"] = {clean(c["check"]): clean(c["law"]) for c in run.cases if c.get("law")}
@@ -88,7 +91,10 @@ _PLACES = (("families", "family"), ("toys", "toy"), ("plans", "plan"), ("checks"
 
 def _extra(case: dict) -> dict[str, Any]:
     """What only some cases have, cleaned."""
-    return {key: _clean(case[key]) for key in EXTRA if case.get(key) not in (None, "", [], {}, 0)}
+    extra = {key: _clean(case[key]) for key in EXTRA if case.get(key) not in (None, "", [], {}, 0)}
+    if isinstance(known := extra.get("known"), dict):
+        known["link"] = str(known.get("issue", "")).startswith(("http://", "https://"))
+    return extra
 
 
 def _seconds(case: dict) -> float:

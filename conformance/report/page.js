@@ -144,7 +144,7 @@
     const verdict = data.verdicts[c[VERDICT]], x = extra(c), facts = [`plan ${data.plans[c[PLAN]]}`, `${c[SECONDS]} s`];
     if (x.error !== undefined) facts.push(`largest relative error ${x.error}`);
     const mark = make("span", { class: `badge ${verdict}` }, make("span", { "aria-hidden": "true" }, data.symbols[c[VERDICT]]), ` ${verdict}`);
-    const li = make("li", {}, mark, make("p", { class: "id" }, make("a", { href: `#case=${address(c[ID])}` }, c[ID])));
+    const li = make("li", {}, mark, make("p", { class: "id" }, make("a", { href: `${location.pathname}${location.search}#case=${address(c[ID])}` }, c[ID])));
     li.append(make("p", { class: "small" }, facts.join(", ")));
     if (verdict === "pass") return li;
     li.append(make("pre", { tabindex: "0", role: "group", "aria-label": "message" }, message(c)));
@@ -156,7 +156,7 @@
   }
   function known(entry) {
     const issue = String(entry.issue || ""), text = make("p", { class: "small" }, `Known: ${entry.reason || ""}`);
-    if (issue) text.append("; ", /^https?:\/\//.test(issue) ? make("a", { href: issue, rel: "noopener noreferrer" }, issue) : issue);
+    if (issue) text.append("; ", entry.link ? make("a", { href: issue, rel: "noopener noreferrer" }, issue) : issue);
     if (entry.expires) text.append(`; until ${entry.expires}`);
     return text;
   }

@@ -80,10 +80,10 @@ def read(path: Path) -> Run:
     cases = rows[1:-1] if finished else rows[1:]
     for number, row in enumerate(cases, start=2):
         _judge(path, number, row)
-    run = Run({k: v for k, v in rows[0].items() if k != "kind"}, _unique(cases, [str(path)] * len(cases)), finished, (str(path),))
+    header, *cases = ({k: v for k, v in row.items() if k != "kind"} for row in [rows[0], *cases])
     if finished:
         _count(path, len(rows), rows[-1], Run({}, cases))
-    return run
+    return Run(header, _unique(cases, [str(path)] * len(cases)), finished, (str(path),))
 
 
 def _rows(path: Path, text: str) -> list[dict]:

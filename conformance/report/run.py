@@ -108,7 +108,7 @@ class Cause:
     @property
     def message(self) -> str:
         """The first line of the example's message."""
-        return said(self.example).splitlines()[0]
+        return first(said(self.example))
 
     def command(self, run: Run) -> str:
         """What to run again: a smaller case that fails alike, where one was found, else the example."""
@@ -146,7 +146,12 @@ def worst(cases: Iterable[dict]) -> str:
 
 def alike(message: str) -> str:
     """The first line without what differs from case to case: numbers (also of layers and ranks), addresses, folders."""
-    return _LIST.sub("#", _NUMBER.sub("#", _FOLDER.sub("", message.splitlines()[0])))
+    return _LIST.sub("#", _NUMBER.sub("#", _FOLDER.sub("", first(message))))
+
+
+def first(text: str) -> str:
+    """The first line, without splitting the others."""
+    return text.partition("\n")[0]
 
 
 def said(case: dict) -> str:
