@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from . import plans
-from .api import Adapter, LawBroken
+from .api import Adapter, LawBroken, NotRun
 from .coding import write_coded
 from .lineage import assemble
-from .worlds import PRELOAD, Clean, FakeWorld, Pools
+from .worlds import PRELOAD, Clean, FakeWorld, Pools, gpus
 
 _TASKS = "shardproof.conformance.measure"
 _WITHOUT_ADAPTER = {"reference", "trained", "coded", "alone", "taps", "known fields"}  # what no adapter had a part in
@@ -27,28 +27,47 @@ class Lab:
         self.adapter, self.adapter_name = adapter, getattr(adapter, "rank_name", adapter_name)
         preload = (*PRELOAD, *getattr(adapter, "preload", ()))
         self._world = {"host": adapter.host, "python": getattr(adapter, "python", None), "preload": preload}
-        self.pools = Pools(**self._world, limit=4)
+        self._pools = {"cpu": Pools(**self._world, limit=4)}
+        self.where = "cpu"
         self.clean = Clean()
         self._fake: FakeWorld | None = None
         self._memory: OrderedDict[tuple, Any] = OrderedDict()
         self._keep = keep
+        self.seed = 0  # of the toys' weights
         self.snapshot = None  # syrupy's assertion of the running test
         self.error: float | None = None  # largest relative error the running check saw
         self.root = Path(tempfile.mkdtemp(prefix="shardproof-"))
+
+    @property
+    def pools(self) -> Pools:
+        """The ranks of the world in use."""
+        return self._pools[self.where]
+
+    def use(self, where: str, plan: str | None = None) -> None:
+        """Run ranks on ``cpu`` (gloo) or ``gpu`` (NCCL, a device a rank) from here on. Raises NotRun where a plan has more ranks than devices."""
+        self.where = "cpu"
+        if where == "cpu":
+            return
+        devices, needed = gpus(), plans.ranks(plan) if plan else 1
+        if devices < needed:
+            raise NotRun("gpu" if not devices else f"gpu: {needed} devices, {devices} here")
+        if where not in self._pools:
+            self._pools[where] = Pools(**self._world, limit=1, backend="nccl")
+        self.where = where
 
     def note(self, error: float) -> None:
         """Record a relative error for the report; the largest of a case counts."""
         self.error = error if self.error is None else max(self.error, error)
 
     # --------------------------------------------------------------------------------------------------------------- toys
-    def folder(self, toy, dtype: str = "fp32", seed: int = 0) -> Path:
+    def folder(self, toy, dtype: str = "fp32") -> Path:
         """The toy's model folder; written on first use."""
         config = dict(toy.config)
         key = "dtype" if "dtype" in config else "torch_dtype"
         config[key] = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
-        path = self.root / f"{toy}-{dtype}-{seed}"
+        path = self.root / f"{toy}-{dtype}-{self.seed}"
         if not path.exists():
-            seed = zlib.crc32(toy.variant.encode()) % 1000 + 1000 * seed
+            seed = zlib.crc32(toy.variant.encode()) % 1000 + 1000 * self.seed
             self.clean.run(f"{_TASKS}:write_toy", {"config": config, "folder": str(path), "seed": seed})
         return path
 
@@ -59,11 +78,10 @@ class Lab:
         return path
 
     # ------------------------------------------------------------------------------------------------------------- results
-    def reference(self, toy) -> dict:
-        """transformers' logits and gradients of a toy; see measure.reference."""
-        return self.once(
-            ("reference", toy), lambda: self.clean_task("reference", folder=str(self.folder(toy)), vocab=toy.config["vocab_size"])
-        )
+    def reference(self, toy, dtype: str = "fp32") -> dict:
+        """transformers' logits and gradients of a toy, computed in fp32 from weights of `dtype`; see measure.reference."""
+        shared = {"folder": str(self.folder(toy, dtype)), "vocab": toy.config["vocab_size"]}
+        return self.once(("reference", toy, dtype), lambda: self.clean_task("reference", **shared))
 
     def trained(self, toy) -> dict:
         """transformers' weights of a toy after some SGD steps; see measure.trained_reference."""
@@ -72,12 +90,13 @@ class Lab:
             ("trained", toy), lambda: self.clean_task("trained_reference", folder=str(self.folder(toy)), vocab=vocab)
         )
 
-    def measured(self, toy, plan: str, dtype: str = "fp32") -> dict:
+    def measured(self, toy, plan: str, dtype: str = "fp32", *, forward: bool | None = None) -> dict:
         """What the bridge gave under a plan, ranks merged: weights, perturbed, logits, gradients of the ranks that have them; digests
-        and replicas of all."""
+        and replicas of all. forward: logits and gradients too (always in fp32)."""
+        forward = dtype == "fp32" if forward is None else forward
 
         def run():
-            kwargs = {"folder": str(self.folder(toy, dtype)), "vocab": toy.config["vocab_size"], "forward": dtype == "fp32"}
+            kwargs = {"folder": str(self.folder(toy, dtype)), "vocab": toy.config["vocab_size"], "forward": forward}
             ranks = self.rank_task("measure", plan, **kwargs)
             merged = {
                 key: next((r[key] for r in ranks if r.get(key) is not None), None)
@@ -85,7 +104,7 @@ class Lab:
             }
             return merged | {"digests": [r["digest"] for r in ranks], "replicas": [pair for r in ranks for pair in r["replicas"]]}
 
-        return self.once(("measured", toy, plan, dtype), run)
+        return self.once(("measured", toy, plan, dtype, forward), run)
 
     def lineage(self, toy, plan: str) -> tuple:
         """(code, {global tensor: numbers}) of a coded import. Raises LawBroken where ranks contradict each other or leave holes."""
@@ -126,9 +145,16 @@ class Lab:
         for key in [key for key in self._memory if key[0] not in _WITHOUT_ADAPTER]:
             del self._memory[key]
 
+    def reseed(self, seed: int) -> None:
+        """Toys have the weights of another seed from here on; no result stays."""
+        self.seed = seed
+        for key in [key for key in self._memory if key[0] != "coded"]:  # numbers in the place of weights have no seed
+            del self._memory[key]
+
     def close(self) -> None:
         """End all worlds and remove all folders."""
-        self.pools.close()
+        for pools in self._pools.values():
+            pools.close()
         self.clean.close()
         if self._fake:
             self._fake.close()

@@ -1,0 +1,123 @@
+"""Faults of the class `attention`: who may look where, and how strongly."""
+
+from .base import Fault
+from .levers import misread, modules, running
+
+LOGITS = ("forward.logits",)
+
+
+def _before(change):
+    """Queries, keys and values [sequence, batch, heads, dim] are others: ``change(query, key, value)``."""
+
+    def hook(module, args, kwargs):
+        query, key, value, *rest = args
+        return (*change(query, key, value), *rest), kwargs
+
+    def lever(chunks):
+        for _, module in modules(chunks, "core_attention"):
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    return running(lever)
+
+
+def _mask(chunks):
+    from megatron.core.transformer.enums import AttnMaskType
+
+    def hook(module, args, kwargs):
+        return args, kwargs | {"attn_mask_type": AttnMaskType.no_mask}
+
+    for _, module in modules(chunks, "core_attention"):
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _after(ending, change):
+    """A module's result is another: ``change(module, result)``; biases beside it stay."""
+
+    def hook(module, args, out):
+        return (change(module, out[0]), *out[1:]) if isinstance(out, tuple) else change(module, out)
+
+    def lever(chunks):
+        for _, module in modules(chunks, ending):
+            module.register_forward_hook(hook)
+
+    return running(lever)
+
+
+def _first_layer_gate(module, out):
+    return out * out.sigmoid()
+
+
+def _softcapped(module, out):
+    return 30.0 * (out / 30.0).tanh()
+
+
+def _ramp(module, out):
+    """A constant added to each logit, in training mode: no gradient shows it."""
+    import torch
+
+    return out + 1e-3 * torch.linspace(-1, 1, out.shape[-1]) if module.training else out
+
+
+def window(model):
+    """The window that layers have, None for none."""
+    return model.config.get("sliding_window") if model.config.get("use_sliding_window", True) else None
+
+
+def _wider(by):
+    return misread(lambda c: c | {"sliding_window": c["sliding_window"] + by})
+
+
+def _no_window(config):
+    return config | ({"use_sliding_window": False} if "use_sliding_window" in config else {"sliding_window": None})
+
+
+def _layers(change):
+    """The layers that slide are others."""
+
+    def lever(config):
+        if config.get("layer_types"):
+            return config | {"layer_types": change(config["layer_types"])}
+        first = config["max_window_layers"]
+        slides = change(["sliding_attention" if i >= first else "full_attention" for i in range(config["num_hidden_layers"])])
+        return config | {"layer_types": slides}
+
+    return misread(lever)
+
+
+def some_slide(model) -> bool:
+    """Some layers slide, others do not."""
+    kinds = model.config.get("layer_types")
+    return bool(window(model)) and (len(set(kinds)) > 1 if kinds else model.config.get("max_window_layers") is not None)
+
+
+def _other_kind(kinds):
+    other = {"sliding_attention": "full_attention", "full_attention": "sliding_attention"}
+    return [other.get(kind, kind) for kind in kinds]
+
+
+WINDOWS = ("default", "windows")
+FAULTS = [
+    Fault("window_off_by_one", "attention", "the window is one key wider", LOGITS, _wider(1), window, WINDOWS, bugs=("U107",)),
+    Fault("window_one_narrower", "attention", "the window is one key narrower", LOGITS, _wider(-1), window, WINDOWS, bugs=("U107",)),
+    Fault("window_ignored", "attention", "no layer slides", LOGITS, misread(_no_window), window, WINDOWS, bugs=("U112", "U116")),
+    Fault("windows_late_by_one", "attention", "the window of each layer is that of the next", LOGITS, _layers(lambda k: [*k[1:], k[0]]),
+          some_slide, WINDOWS, bugs=("U118", "U061", "U121")),
+    Fault("windows_everywhere", "attention", "every layer slides", LOGITS, _layers(lambda k: ["sliding_attention"] * len(k)), some_slide,
+          WINDOWS, bugs=("U116", "U122")),
+    Fault("windows_inverted", "attention", "the layers that should slide do not, the others do", LOGITS, _layers(_other_kind), some_slide,
+          WINDOWS, bugs=("U117", "U121")),
+    Fault("mask_ignored", "attention", "every token sees the whole sequence", ("forward.causal",), running(_mask), bugs=("U110",)),
+    Fault("mask_off_by_one", "attention", "every token sees the next one", ("forward.causal",),
+          _before(lambda q, k, v: (q, k.roll(-1, 0), v.roll(-1, 0))), bugs=("U110",)),
+    Fault("scale_of_hidden_size", "attention", "scores are scaled by another size than the head's", LOGITS,
+          _before(lambda q, k, v: (q * 1.05, k, v)), bugs=("U137",)),
+    Fault("scale_lost", "attention", "scores are not scaled", LOGITS, _before(lambda q, k, v: (q * q.shape[-1] ** 0.5, k, v))),
+    Fault("softcap_invented", "attention", "logits are softcapped, as in another family", LOGITS, _after("output_layer", _softcapped),
+          bugs=("U113",)),
+    Fault("gate_invented", "attention", "attention has an output gate, as in another family", LOGITS,
+          _after("core_attention", _first_layer_gate), bugs=("U114",)),
+    Fault("logits_shifted", "attention", "a constant is added to the logits while training: no gradient shows it", LOGITS,
+          _after("output_layer", _ramp), bugs=("U137",)),
+    Fault("batch_rows_mixed", "attention", "keys and values of a row are those of its neighbour in the batch", LOGITS,
+          _before(lambda q, k, v: (q, k.roll(1, 1), v.roll(1, 1)))),
+]  # fmt: skip

@@ -1,0 +1,99 @@
+"""Faults of the classes `config` and `export config`: fields that never arrive, and fields that never come back."""
+
+from .base import Fault
+from .levers import misread, rewritten
+
+LOGITS, BACK = ("forward.logits",), ("config.roundtrip",)
+EPS = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+DTYPES = ("dtype", "torch_dtype")
+
+
+def _field(*keys):
+    return lambda model: any(model.config.get(key) is not None for key in keys)
+
+
+def _eps(config):
+    return config | {key: 1e-6 if config[key] != 1e-6 else 1e-5 for key in EPS if key in config}
+
+
+def _activation(config):
+    others = {"silu": "gelu", "relu2": "relu"}
+    return config | {"hidden_act": others.get(config["hidden_act"], "silu")}
+
+
+def _tanh_gelu(config):
+    return config | {"hidden_act": "gelu_pytorch_tanh"}
+
+
+def _dtype(config):
+    return config | {key: "float32" for key in DTYPES if key in config}
+
+
+def _about(change):
+    """What is said about a config is said about another; the model itself is built right."""
+    levers = misread(change)
+    return {key: levers[key] for key in ("snapshot", "flops")}
+
+
+def _without(*keys):
+    return lambda config: {key: value for key, value in config.items() if key not in keys}
+
+
+def _head_dim(config):
+    return _without("head_dim")(config)
+
+
+def decoupled(model) -> bool:
+    """head_dim that hidden/heads does not give."""
+    c = model.config
+    derived = c["hidden_size"] // c["num_attention_heads"]
+    return c.get("head_dim") not in (None, derived) and derived % 4 == 0  # one that rope can turn
+
+
+def _padded(config):
+    return config | {"vocab_size": config["vocab_size"] + -config["vocab_size"] % 128}
+
+
+def _internal(config):
+    return config | {"padded_vocab_size": 256, "num_query_groups": 4}
+
+
+def _null_gone(config):
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def _theta_moved(config):
+    return {**_without("rope_theta")(config), "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
+
+
+def _nulls(model):
+    return any(value is None for value in model.config.values())
+
+
+FAULTS = [
+    Fault("eps_of_another_family", "config", "the norms' epsilon is a constant of another family", LOGITS, misread(_eps), _field(*EPS),
+          bugs=("U087", "U137")),
+    Fault("activation_default", "config", "the activation is the default of another family", LOGITS, misread(_activation), _field("hidden_act"),
+          bugs=("U137",)),
+    Fault("dtype_not_read", "config", "the dtype field is not read: a bf16 model is built in fp32", ("roundtrip.bits16",), misread(_dtype),
+          _field(*DTYPES), bugs=("U056", "U049")),
+    Fault("head_dim_not_read", "config", "head_dim is derived from hidden size and heads wherever the config is described",
+          ("flops.counted",), _about(_head_dim), decoupled, bugs=("U131", "U133")),
+    Fault("field_not_exported", "export config", "a rope field is not written back", BACK, rewritten(_without("rope_theta", "rope_parameters")),
+          bugs=("U171",)),
+    Fault("tie_flag_flipped", "export config", "the tie flag is written back the other way", BACK,
+          rewritten(lambda c: c | {"tie_word_embeddings": not c.get("tie_word_embeddings", True)}), bugs=("U171", "U075")),
+    Fault("padded_vocabulary_exported", "export config", "the padded vocabulary is written back", BACK, rewritten(_padded), bugs=("U081", "U078")),
+    Fault("internal_fields_exported", "export config", "the provider's own fields are written back", BACK, rewritten(_internal),
+          bugs=("U171", "U149")),
+    Fault("nulls_not_exported", "export config", "null fields are not written back", BACK, rewritten(_null_gone), _nulls, bugs=("U134",)),
+    Fault("norm_topk_always_false", "export config", "norm_topk_prob is always written as false", BACK,
+          rewritten(lambda c: c | {"norm_topk_prob": False}), _field("norm_topk_prob"), bugs=("U127",)),
+    Fault("spelling_changed", "export config", "an old spelling is written back in the new one", BACK, rewritten(_theta_moved),
+          _field("rope_theta"), bugs=("U092",)),
+    Fault("architecture_renamed", "export config", "the architecture is written back under another name", BACK,
+          rewritten(lambda c: c | {"architectures": ["LlamaModel"]}), bugs=("U171",)),
+    Fault("window_of_core_exported", "export config", "megatron-core's window, one less, is written back", BACK,
+          rewritten(lambda c: c | {"sliding_window": c["sliding_window"] - 1} if c.get("sliding_window") else c), _field("sliding_window"),
+          bugs=("U117",)),
+]  # fmt: skip

@@ -1,0 +1,143 @@
+"""Faults of the class `io`: folders that look finished, checkpoints that load into something else."""
+
+from pathlib import Path
+
+from .base import Fault
+from .bends import _reorder, layers
+from .levers import built, edit, models, parameters, saved
+
+RELOAD, RESHARD = ("io.reload",), ("io.resharded",)
+INDEX = "model.safetensors.index.json"
+
+
+def _tokenizer(out: Path):
+    (out / "tokenizer.json").unlink()
+
+
+def _generation(out: Path):
+    (out / "generation_config.json").unlink(missing_ok=True)
+
+
+def _total(index):
+    return index | {"metadata": index["metadata"] | {"total_size": index["metadata"]["total_size"] + 1}}
+
+
+def _elsewhere(index):
+    """Two tensors of the index change shards."""
+    where = dict(index["weight_map"])
+    first, last = min(where, key=where.get), max(where, key=where.get)
+    where[first], where[last] = where[last], where[first]
+    return index | {"weight_map": where}
+
+
+def _unlisted(index):
+    where = dict(index["weight_map"])
+    where.pop(sorted(where)[0])
+    return index | {"weight_map": where}
+
+
+def _shard_missing(out: Path):
+    shards = sorted(out.glob("*.safetensors"))
+    shards[-1].unlink()
+
+
+def _shard_left(out: Path):
+    shards = sorted(out.glob("*.safetensors"))
+    (out / "config.json.partial").write_text("{")
+    (out / "model-00099-of-00099.safetensors").write_bytes(shards[0].read_bytes())
+
+
+def _rounded(out: Path):
+    """Weights on disk are rounded to bf16 and back."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    for shard in out.glob("*.safetensors"):
+        tensors = {name: tensor.to(torch.bfloat16).to(tensor.dtype) for name, tensor in load_file(shard).items()}
+        save_file(tensors, shard, metadata={"format": "pt"})
+
+
+def _config(**fields):
+    return saved(edit("config.json", lambda config: config | fields))
+
+
+def _config_without(*keys):
+    return saved(edit("config.json", lambda config: {k: v for k, v in config.items() if k not in keys}))
+
+
+def _dtype(config):
+    return config | {key: "bfloat16" for key in ("dtype", "torch_dtype") if key in config}
+
+
+def _metadata(out: Path):
+    """Hub bookkeeping is left in the folder."""
+    (out / ".cache").mkdir(exist_ok=True)
+    (out / ".cache" / "huggingface.lock").write_text("")
+    (out / "huggingface.lock").write_text("")
+
+
+def _loaded(change):
+    """A distributed checkpoint loads into something else."""
+    return {"load_megatron": built(change)["build"]}
+
+
+def _fc2_left(chunks):
+    for name, param in parameters(models(chunks), "linear_proj.weight"):
+        if "layers.1." in name:
+            param.data.zero_()
+
+
+def _shifted(chunks):
+    _reorder(chunks, layers(lambda at: [*at[-1:], *at[:-1]]), None, back=False)
+
+
+def _once_saved(right, model, folder, out):
+    """The checkpoint holds norms of one."""
+    import torch
+
+    kept = [(param, param.detach().clone()) for _, param in parameters(models(model), "final_layernorm.weight")]
+    with torch.no_grad():
+        for param, _ in kept:
+            param.fill_(1.0)
+    right(model, folder, out)
+    with torch.no_grad():
+        for param, value in kept:
+            param.copy_(value)
+
+
+def _bf16_saved(right, model, folder, out):
+    """The checkpoint holds rounded weights."""
+    import torch
+
+    kept = [(param, param.detach().clone()) for m in models(model) for param in m.parameters()]
+    with torch.no_grad():
+        for param, _ in kept:
+            param.copy_(param.bfloat16())
+    right(model, folder, out)
+    with torch.no_grad():
+        for param, value in kept:
+            param.copy_(value)
+
+
+FAULTS = [
+    Fault("tokenizer_lost", "io", "the tokenizer is not carried over", RELOAD, saved(_tokenizer), bugs=("U177",)),
+    Fault("generation_config_lost", "io", "the generation config is not carried over", RELOAD, saved(_generation), bugs=("U170", "U177")),
+    Fault("index_total_off", "io", "the index counts other bytes", RELOAD, saved(edit(INDEX, _total)), bugs=("U175",)),
+    Fault("index_points_elsewhere", "io", "the index names other shards for two tensors", RELOAD, saved(edit(INDEX, _elsewhere)), bugs=("U175",)),
+    Fault("index_forgets_a_tensor", "io", "a tensor is on disk and not in the index", RELOAD, saved(edit(INDEX, _unlisted)), bugs=("U175", "U176")),
+    Fault("shard_missing", "io", "the last shard is not written, the folder looks finished", RELOAD, saved(_shard_missing), bugs=("U175", "U176")),
+    Fault("leftovers_in_folder", "io", "files of an unfinished write are left in the folder", RELOAD, saved(_shard_left), bugs=("U172",)),
+    Fault("hub_metadata_kept", "io", "bookkeeping of the hub's cache is left in the folder", RELOAD, saved(_metadata), bugs=("U172",)),
+    Fault("saved_rounded", "io", "weights are rounded to bf16 on their way to disk", RELOAD, saved(_rounded), bugs=("U247",)),
+    Fault("auto_map_kept", "io", "config.json points to code that is not there", RELOAD, _config(auto_map={"AutoConfig": "configuration_x.X"}),
+          bugs=("U172",)),
+    Fault("quantisation_kept", "io", "config.json says that plain weights are quantised", RELOAD,
+          _config(quantization_note={"quant_method": "fp8"}), bugs=("U153",)),
+    Fault("saved_config_lacks_field", "io", "the saved config lacks a field", RELOAD, _config_without("architectures"), bugs=("U171", "U180")),
+    Fault("saved_dtype_wrong", "io", "the saved config names another dtype", RELOAD, saved(edit("config.json", _dtype)), bugs=("U157",)),
+    Fault("reload_incomplete", "io", "one tensor of a distributed checkpoint is not loaded", RESHARD, _loaded(_fc2_left), bugs=("U235", "U236")),
+    Fault("reload_shifted", "io", "a distributed checkpoint loads layers into their neighbours", RESHARD, _loaded(_shifted), bugs=("U236",)),
+    Fault("checkpoint_incomplete", "io", "the final norm is saved as ones", RESHARD, {"save_megatron": _once_saved}, bugs=("U236", "U192")),
+    Fault("checkpoint_rounded", "io", "the distributed checkpoint holds weights rounded to bf16", RESHARD, {"save_megatron": _bf16_saved},
+          bugs=("U238",)),
+]  # fmt: skip
