@@ -35,6 +35,11 @@ def pytest_addoption(parser):
     )
     group.addoption("--shrink", action="store_true", help="look for the smallest case that fails like each failed one")
     group.addoption(
+        "--run-gpu",
+        action="store_true",
+        help="the GPU tier too: NCCL ranks, real kernels, bf16; cells without the devices read not-run",
+    )
+    group.addoption(
         "--certify", action="store_true", help="the gate for --family NAME: exit code 0 only if nothing is left out or excused"
     )
     group.addoption("--report-dir", default="reports", help="folder for results.jsonl and report.html (default: reports)")
@@ -96,6 +101,7 @@ def lab(request, shardproof_labs):
         shardproof_labs[name] = Lab(load_adapter(name), name)
     lab = shardproof_labs[name]
     lab.snapshot, lab.error = _snapshot(request, lab.adapter), None
+    lab.use("gpu" if case and case.gpu else "cpu", case and case.plan)
     return lab
 
 
@@ -153,7 +159,7 @@ class Recorder:
         if lab:
             self.investigator.look(lab, case, row)
         bridge = _bridge(case, self.config)
-        if bridge != self.config.getoption("bridge"):  # parametrize_with_checks: one run tests several
+        if getattr(case, "bridge", ""):  # parametrize_with_checks: one run may test several
             row["bridge"] = bridge
         _follow(report, row, bridge)
         told = {"row": row, "world": lab and lab.host_record(), "bridge": bridge}
