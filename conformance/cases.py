@@ -14,6 +14,8 @@ from . import plans
 from .api import Adapter, offers
 from .checks import CHECKS
 
+ALIGNED = "dim64-hidden320-mlp448-width192"  # sizes that GPU kernels take; toys of this geometry are the GPU tier's
+ALIGNED_DENSE = "dim64-hidden320-mlp448"
 # Geometries beside the default, each on the first published config of a family that it changes.
 ADVERSARIAL = ("square", "even", "mha", "mqa", "tied", "untied", "windows", "rescaled")
 
@@ -55,6 +57,7 @@ class Case:
     dtype: str
     direction: str
     check: str
+    gpu: bool = False  # runs on NCCL ranks and real kernels
 
     @property
     def id(self) -> str:
@@ -81,7 +84,8 @@ def parse(text: str, adapter: Adapter) -> Case:
         raise ValueError(f"case {text!r}: no check {check!r} of direction {direction!r}")
     if why := adapter.possible(toy.config, plan):
         raise ValueError(f"case {text!r}: {why}")
-    return Case(family, toy, plan, dtype, direction, check)
+    gpu = toy.geometry in (ALIGNED, ALIGNED_DENSE) and CHECKS[check].gpu
+    return Case(family, toy, plan, dtype, direction, check, gpu=gpu)
 
 
 def enumerate_cases(adapter: Adapter, profile: str = "default") -> Iterator[Case]:
@@ -98,16 +102,27 @@ def enumerate_cases(adapter: Adapter, profile: str = "default") -> Iterator[Case
                 yield from _toy_cases(adapter, family, toy, profile, first=False)
 
 
-def chosen(adapter: Adapter, profile: str, asked: list[str]) -> Iterator[Case]:
+def chosen(adapter: Adapter, profile: str, asked: list[str], *, gpu: bool = False) -> Iterator[Case]:
     """Every listed case, then those that an id asks for beside the list; an id that means nothing is passed over (plugin.keep names it)."""
     listed = set()
-    for case in enumerate_cases(adapter, profile):
+    for case in (*enumerate_cases(adapter, profile), *(gpu_cases(adapter) if gpu else ())):
         listed.add(case.id)
         yield case
     for text in dict.fromkeys(asked):
         if text not in listed:
             with suppress(ValueError):
                 yield parse(text, adapter)
+
+
+def gpu_cases(adapter: Adapter) -> Iterator[Case]:
+    """The GPU tier: every family's first variant with sizes that kernels take, laws of exact movement and the bf16 laws."""
+    for family, variants in families(adapter).items():
+        routed = plans.routed(fixtures.published(variants[0]))
+        toy = Toy(variants[0], ALIGNED if routed else ALIGNED_DENSE)
+        possible = [plan for plan in plans.on_gpus(toy.config) if _possible(adapter, toy.config, plan)]
+        for check in (c for c in CHECKS.values() if c.gpu and offers(adapter, c.needs)):
+            for plan in possible:
+                yield Case(family, toy, plan, check.dtypes[0], check.direction, check.id, gpu=True)
 
 
 def families(adapter: Adapter) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .api import Adapter, offers
 from .checks import CHECKS
+from .checks.base import on_gpus_only
 
 NARROW = ("toy", "plan", "check", "case", "known")  # options that leave something out
 
@@ -24,8 +25,9 @@ def lacking(adapter: Adapter, family: str, results: list[dict], *, finished: boo
     """What stands between a family and its certificate, as sentences; empty where nothing does."""
     mine = [r for r in results if r["family"] == family]
     run = {r["check"] for r in mine}
+    asked = [c for c in CHECKS.values() if c.plans is not on_gpus_only or c.id in run]  # the GPU tier is asked for with --run-gpu
     out = [] if finished else ["the run was stopped"]
-    for check in CHECKS.values():
+    for check in asked:
         if not offers(adapter, check.needs):
             absent = [member for member in check.needs if not hasattr(adapter, member)]
             out.append(f"{check.id} is not claimed: the adapter lacks {', '.join(absent)}")

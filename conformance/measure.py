@@ -240,13 +240,14 @@ def _run_schedule(chunks: list, vocab: int, *, forward_only: bool = False, batch
 
     if not forward_only:
         chunks[0].config.finalize_model_grads_func = finalize_model_grads
-    ids, probe = batch or inputs(vocab)
+    device = next(chunks[0].parameters()).device
+    ids, probe = (tensor.to(device) for tensor in batch or inputs(vocab))
     mine = _local_positions(ids.shape[1])
     micro_batches = 4 if len(chunks) > 1 else 2  # with virtual stages two are all warm-up: the steady state must run too
     size = ids.shape[0] // micro_batches
     tokens = size * ids.shape[1]
     batches = list(zip(ids.split(size), probe.split(size), strict=True))
-    positions = torch.arange(ids.shape[1])[mine].expand(size, -1)
+    positions = torch.arange(ids.shape[1])[mine].expand(size, -1).to(device)
 
     def loss(probe_BSV, logits_BSV):
         weights = _vocab_slice(probe_BSV[:, mine], logits_BSV.shape[-1])

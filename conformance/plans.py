@@ -71,6 +71,22 @@ EXPERTS_OTHERS = (SINGLE, "tp2,sp", "ep2,etp2", "pp2,vpp2,split2-1-1-1", "tp2,pp
 EXPERTS_EVEN = ("pp2", "pp2,ep2", "tp2,pp2,vpp2,sp")
 EXPERTS_ADVERSARIAL = (SINGLE, "tp2,sp", "ep2", "tp2,pp2,sp,ep2,etp1,split2-3")
 
+GPU = (
+    SINGLE,
+    "tp2,sp",
+    "pp2,split3-2",
+    "cp2",
+    "tp2,pp2,split2-3",
+    "tp4,sp",
+    "tp2,pp2,cp2,sp,split3-2",
+)  # real ranks, as many as devices
+EXPERTS_GPU = (SINGLE, "tp2,sp", "ep2", "pp2,ep2,split2-3", "tp2,sp,ep2,etp1", "ep4", "tp2,pp2,sp,ep2,etp1,split3-2")
+
+
+def on_gpus(config: Mapping) -> tuple[str, ...]:
+    """The plans of the GPU tier; one that needs more devices than there are reads not-run."""
+    return EXPERTS_GPU if routed(config) else GPU
+
 
 def wanted(config: Mapping, geometry: str, profile: str, *, first: bool) -> tuple[str, ...]:
     """The plans of a toy; one that it cannot carry gives no case. first: whether it is its family's first variant, which gets all."""

@@ -8,7 +8,7 @@ from shardproof.conformance.checks import CHECKS
 def pytest_generate_tests(metafunc):
     """One test a case of the chosen bridge and profile."""
     option = metafunc.config.getoption
-    cases = list(chosen(load_adapter(option("bridge")), option("profile"), option("case")))
+    cases = list(chosen(load_adapter(option("bridge")), option("profile"), option("case"), gpu=option("run_gpu")))
     metafunc.parametrize("case", cases, ids=[c.id for c in cases])
 
 

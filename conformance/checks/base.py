@@ -36,12 +36,18 @@ def once_a_family(toy, possible: list[str], first: bool) -> list[str]:
     return possible if first and toy.geometry == "default" else []
 
 
+def on_gpus_only(toy, possible: list[str], first: bool) -> list[str]:
+    """With --run-gpu, on as many devices as a plan has ranks."""
+    return []
+
+
 @dataclass(frozen=True)
 class Check:
     """One law.
 
-    id: ``group.law``. run: (lab, case) -> None, raises LawBroken. plans: which of the toy's possible plans it runs on. direction: import,
-    export or both. needs: optional members of the adapter that it calls. The first line of `run`'s docstring states the law.
+    id: ``group.law``. run: (lab, case) -> None, raises LawBroken. plans: which of the toy's possible plans it runs on. direction:
+    import, export or both. gpu: whether it belongs to the GPU tier. needs: optional members of the adapter that it calls. The first line
+    of `run`'s docstring states the law.
     """
 
     id: str
@@ -50,6 +56,7 @@ class Check:
     direction: str = "both"
     dtypes: tuple[str, ...] = ("fp32",)
     needs: tuple[str, ...] = ()
+    gpu: bool = False
 
     @property
     def law(self) -> str:

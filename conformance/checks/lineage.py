@@ -41,6 +41,6 @@ def same(lab, case):
 
 
 CHECKS = [
-    Check("lineage.once", once, every_plan, direction="import"),
-    Check("lineage.same", same, several_ranks, direction="import"),
+    Check("lineage.once", once, every_plan, direction="import", gpu=True),
+    Check("lineage.same", same, several_ranks, direction="import", gpu=True),
 ]

@@ -14,4 +14,4 @@ def coverage(lab, case):
     same_names("exported (name, shape, dtype)", dict.fromkeys(got.items()), dict.fromkeys(want.items()))
 
 
-CHECKS = [Check("names.coverage", coverage, every_plan)]
+CHECKS = [Check("names.coverage", coverage, every_plan, gpu=True)]

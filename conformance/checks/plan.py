@@ -24,5 +24,5 @@ def replicas(lab, case):
 
 CHECKS = [
     Check("plan.agreement", agreement, several_ranks),
-    Check("plan.replicas", replicas, several_ranks, direction="import"),
+    Check("plan.replicas", replicas, several_ranks, direction="import", gpu=True),
 ]

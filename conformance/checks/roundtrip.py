@@ -30,7 +30,7 @@ def _compare(lab, case, which, factor):
 
 
 CHECKS = [
-    Check("roundtrip.bits", bits, every_plan, dtypes=("fp32",)),
+    Check("roundtrip.bits", bits, every_plan, gpu=True),
     Check("roundtrip.bits16", bits, lambda toy, possible, first: possible[:2] if first else [], dtypes=("bf16",)),
-    Check("roundtrip.perturbed", perturbed, every_plan, direction="export"),
+    Check("roundtrip.perturbed", perturbed, every_plan, direction="export", gpu=True),
 ]

@@ -5,6 +5,7 @@ run on a CPU comes as a dotted string.
 """
 
 from .clean import PRELOAD_CLEAN, Clean
+from .devices import gpus
 from .errors import RankError, RankTimeout, WorldError
 from .fake import FakeWorld
 from .launcher import shutdown
@@ -23,6 +24,7 @@ __all__ = [
     "RankError",
     "RankTimeout",
     "WorldError",
+    "gpus",
     "shutdown",
     "suggested_workers",
 ]
