@@ -1,7 +1,9 @@
 """Toys: small models with a published model's structure, whose shapes and weights hide nothing."""
 
-from .geometry import GEOMETRIES, toy_config
+from .folder import write_toy
+from .geometry import COINCIDENCES, GEOMETRIES, toy_config, wanted
 from .lint import lint
-from .weights import loud, write_toy
+from .quiet import lint_weights
+from .weights import loud
 
-__all__ = ["GEOMETRIES", "lint", "loud", "toy_config", "write_toy"]
+__all__ = ["COINCIDENCES", "GEOMETRIES", "lint", "lint_weights", "loud", "toy_config", "wanted", "write_toy"]

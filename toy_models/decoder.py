@@ -12,6 +12,7 @@ from .sizes import ROTARY, WINDOW, WINDOWS, ratio_of, small_sizes
 
 DECODERS = ("text_config", "llm_config", "language_config")
 HOLDERS = ("thinker_config",)
+MROPE_DEFAULT = {"ernie4_5_vl_moe_text": [22, 22, 20]}
 # What transformers fills in where a published file is silent and a toy must say more (facts of transformers 5.23).
 CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3_text": {
@@ -49,6 +50,9 @@ def section_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def filled(section: Mapping[str, Any]) -> dict[str, Any]:
     """The section with what its class would fill in, where a toy needs to change it. Raises ValueError naming what is missing."""
     whole = CLASS_DEFAULTS.get(str(section.get("model_type")), {}) | dict(section)
+    if whole.get("model_type") in MROPE_DEFAULT:
+        sections = {"mrope_section": MROPE_DEFAULT[whole["model_type"]]}
+        whole["rope_parameters"] = sections | (whole.get("rope_parameters") or {})
     missing = [key for key in ("hidden_size", "num_attention_heads", "vocab_size") if not whole.get(key)]
     if missing:
         raise ValueError(f"{missing[0]} is missing in the decoder's fields")

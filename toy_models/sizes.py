@@ -106,8 +106,10 @@ def _heads(section: Mapping[str, Any], asked: Mapping[str, int]) -> dict[str, in
 def _head_dim(section: Mapping[str, Any]) -> int:
     """The least head dimension of which at least two frequencies turn (as many as an mrope has sections, and one more)."""
     factors = list(_rotary_factors(section))
-    sections = 3 if any(isinstance(v, dict) and v.get("mrope_section") for v in section.values()) else 0
+    sections = next((v["mrope_section"] for v in section.values() if isinstance(v, dict) and v.get("mrope_section")), None)
     need = 8 if sections else 4
+    if sections and sections[0] == sections[1] and set(factors) == {1.0}:  # height and width alternate: as many of each
+        need = 16
     if section.get("qk_rope_head_dim") and not section.get("kv_lora_rank"):  # its last dimensions turn, and no fewer than 8
         need = 24
     fits = (d for d in HEAD_DIMS if all(int(d * f) >= need and int(d * f) % 2 == 0 for f in factors))

@@ -47,6 +47,9 @@ def small_tower(tower: Mapping[str, Any], published_width: int, width: int) -> d
             out[key] = _small_list(key, value)
         else:
             out[key] = SMALL.get(key, value) if value else value
+    out |= {
+        key[3:]: value for key, value in out.items() if key.startswith("vt_")
+    }  # transformers' names for Kimi's, in its own class
     return out | _like_published(tower, out)
 
 

@@ -6,36 +6,57 @@ mistake a size.
 
 from __future__ import annotations
 
-import copy
-import json
+import math
+import re
 import zlib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+
+ROUTER = re.compile(r"\.(gate|router)\.weight$")
+ROUTER_GAIN = 3.0  # choices of experts far from ties: rounding must not turn one
 
 
 def loud(name: str, shape: tuple[int, ...], *, seed: int = 0, dtype=None):
     """Values of one tensor, a function of its name, shape and seed alone.
 
-    Matrices: normal, scale 0.7 to 1.3 over sqrt(columns) (embeddings 0.7 to 1.3); of stacked experts [experts, .., ..]
-    each has a scale of its own, which also rises along both axes, so that gate and up differ. Norm weights: around 0.6 to 1.5, spread
-    0.2. Biases: around +-0.3, spread 0.3.
+    Matrices: normal, scale 0.7 to 1.3 over sqrt(columns) (embeddings 0.7 to 1.3); routers three times that; of stacked experts
+    [experts, .., ..] each has a scale of its own, which also rises along both axes, so that gate and up differ. Norm weights: around 0.6
+    to 1.5, spread 0.2. Biases: around +-0.3, spread 0.3.
     """
     import torch
 
-    gen = torch.Generator().manual_seed(zlib.crc32(name.encode()) + 7919 * seed)
+    gen = _generator(name, seed)
     noise = torch.randn(shape, generator=gen, dtype=torch.float64)
     u = torch.rand((), generator=gen, dtype=torch.float64).item()
     if name.endswith("bias"):  # of stacked experts too: [experts, rows]
         values = 0.3 * noise + (0.3 if u > 0.5 else -0.3) * (0.5 + u)
     elif len(shape) >= 2:
-        fan_in = 1 if "embed" in name else shape[-1]
-        values = noise * (0.7 + 0.6 * u) / fan_in**0.5
+        values = noise * (0.7 + 0.6 * u) / _fan_in(name, shape) ** 0.5 * (ROUTER_GAIN if ROUTER.search(name) else 1.0)
         if len(shape) == 3 and "experts" in name:
             values = values * _of_its_own(shape, gen)
     else:
         values = 0.2 * noise + 0.6 + 0.9 * u
     return values.to(dtype or torch.float32)
+
+
+def loud_choices(name: str, tensor, choices: int, *, seed: int = 0):
+    """A table of choices (which experts a token id goes to), every entry below `choices`, of the tensor's shape and type; a row has no
+    choice twice."""
+    import torch
+
+    order = torch.rand((*tensor.shape[:-1], choices), generator=_generator(name, seed)).argsort(dim=-1)
+    return order[..., : tensor.shape[-1]].to(tensor.dtype)
+
+
+def _generator(name: str, seed: int):
+    import torch
+
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()) + 7919 * seed)
+
+
+def _fan_in(name: str, shape: tuple[int, ...]) -> int:
+    """Inputs of one output: columns, or for a convolution all but the first axis."""
+    if "embed" in name and len(shape) == 2:
+        return 1
+    return math.prod(shape[1:]) if len(shape) > 3 else shape[-1]
 
 
 def _of_its_own(shape: tuple[int, ...], gen):
@@ -45,39 +66,3 @@ def _of_its_own(shape: tuple[int, ...], gen):
     expert = 0.7 + 0.6 * torch.rand(shape[0], generator=gen, dtype=torch.float64)
     rows, columns = (torch.linspace(0.8, 1.2, n, dtype=torch.float64) for n in shape[1:])
     return expert[:, None, None] * rows[:, None] * columns
-
-
-def write_toy(config: Mapping[str, Any], folder: str | Path, *, seed: int = 0, max_shard_size: str = "40KB") -> Path:
-    """Write a real model folder: transformers' own model of `config` with loud weights, in several shards with an index, config.json as
-    given, generation_config.json and a small tokenizer. Returns the folder."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = Path(folder)
-    parsed = AutoConfig.for_model(
-        **copy.deepcopy(dict(config))
-    )  # transformers writes rope_theta into the rope dict that it is given
-    model = AutoModelForCausalLM.from_config(parsed).to(parsed.dtype or torch.float32)
-    tied = set(model.all_tied_weights_keys)
-    state = {
-        name: loud(name, tuple(t.shape), seed=seed, dtype=t.dtype) for name, t in model.state_dict().items() if name not in tied
-    }
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and set(missing) <= tied, (missing, unexpected)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
-    _write_tokenizer(folder, config["vocab_size"])
-    return folder
-
-
-def _write_tokenizer(folder: Path, vocab_size: int) -> None:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    tokenizer = Tokenizer(WordLevel({f"t{i}": i for i in range(vocab_size)}, unk_token="t0"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0"}, indent=2) + "\n"
-    )

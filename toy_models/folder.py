@@ -1,0 +1,143 @@
+"""A toy's model folder: transformers' own model with loud weights, in the hub's disk layout."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .decoder import section_of
+from .quiet import lint_weights
+from .weights import loud, loud_choices
+
+LARGEST = 8_000_000  # parameters; a toy of more has a size that transformers took from its own defaults
+AUTO = ("AutoModelForCausalLM", "AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModel")
+# Where a model made from scratch is saved under other names than the hub's: model type -> (pattern, replacement).
+HUB_NAMES = {
+    "kimi_linear": [(r"block_sparse_moe\.((gate|up|down)_proj\.)", r"mlp.\1")],
+}
+
+
+def write_toy(
+    config: Mapping[str, Any], folder: str | Path, *, seed: int = 0, dtype: str | None = None, max_shard_size: str = "40KB"
+) -> Path:
+    """Write a real model folder: transformers' own model of `config` with loud weights, in several shards with an index, config.json as
+    given (dtype, where one is named, in place of its own), generation_config.json and a small tokenizer. Returns the folder.
+
+    Raises ValueError where transformers does not build a model of this config's sizes, and where weights would hide something.
+    """
+    folder = Path(folder)
+    config = dict(config) | ({"torch_dtype": dtype} if dtype else {})
+    model = build(config)
+    tied = set(model.all_tied_weights_keys)
+    state = {name: values for name, values in loud_state(model, seed=seed).items() if name not in tied}
+    quiet = lint_weights(state)
+    if quiet:
+        raise ValueError(f"the toy's weights hide something: {'; '.join(quiet[:3])}")
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) <= tied, (missing, unexpected)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    _hub_names(folder, str(section_of(config).get("model_type")))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if not (folder / "generation_config.json").exists():
+        (folder / "generation_config.json").write_text("{}\n")
+    _write_tokenizer(folder, section_of(config)["vocab_size"])
+    return folder
+
+
+def build(config: Mapping[str, Any]):
+    """transformers' model of a toy's config, in the config's dtype. Raises ValueError where it knows no such architecture, or builds
+    one of other sizes because it does not read the config's fields."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if config.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(f"transformers knows no model type {config.get('model_type')!r}")
+    # a copy: transformers writes rope_theta into the rope dict that it is given
+    parsed = AutoConfig.for_model(**copy.deepcopy(dict(config)))
+    made = model_class(parsed, config)
+    parameters = _parameters(made, copy.deepcopy(parsed))
+    if parameters > LARGEST:
+        raise ValueError(
+            f"transformers builds {parameters:,} parameters from this toy of {config.get('model_type')!r}: it does not read the "
+            f"fields that say its sizes where this config has them"
+        )
+    return made(parsed).to(parsed.dtype or torch.float32)
+
+
+def _parameters(made, parsed) -> int:
+    """How many there would be, without making them; 0 where a model cannot be built without values."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return sum(p.numel() for p in made(parsed).parameters())
+    except RuntimeError:
+        return 0
+
+
+def model_class(parsed, config: Mapping[str, Any]):
+    """The class that `architectures` names, else the one that transformers has for this type. Raises ValueError."""
+    import transformers
+
+    named = getattr(transformers, str((config.get("architectures") or [None])[0]), None)
+    if named is not None:
+        return named
+    for auto in AUTO:
+        mapping = getattr(transformers, auto)._model_mapping
+        if type(parsed) in mapping:
+            return mapping[type(parsed)]
+    raise ValueError(f"transformers has no model for {config.get('model_type')!r}")
+
+
+def loud_state(model, *, seed: int = 0) -> dict[str, Any]:
+    """Loud values for every tensor of a model's state dict; tables of choices (hash routing) too. Structural integers stay."""
+    out = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            out[name] = loud(name, tuple(tensor.shape), seed=seed, dtype=tensor.dtype)
+        else:
+            out[name] = loud_choices(name, tensor, _experts_of(model), seed=seed) if name.endswith("tid2eid") else tensor
+    return out
+
+
+def _experts_of(model) -> int:
+    text = model.config.get_text_config()
+    return next(getattr(text, key) for key in ("n_routed_experts", "num_local_experts", "num_experts") if hasattr(text, key))
+
+
+def _hub_names(folder: Path, model_type: str) -> None:
+    """Rename tensors in the saved shards and their index to the hub's names, where transformers saves others."""
+    rules = HUB_NAMES.get(model_type)
+    if not rules:
+        return
+    from safetensors.torch import load_file, save_file
+
+    def renamed(name: str) -> str:
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    for shard in sorted(folder.glob("*.safetensors")):
+        save_file({renamed(name): tensor for name, tensor in load_file(shard).items()}, shard, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        content = json.loads(index.read_text())
+        content["weight_map"] = {renamed(name): shard for name, shard in content["weight_map"].items()}
+        index.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_tokenizer(folder: Path, vocab_size: int) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    tokenizer = Tokenizer(WordLevel({f"t{i}": i for i in range(vocab_size)}, unk_token="t0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0"}, indent=2) + "\n"
+    )
