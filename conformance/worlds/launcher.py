@@ -23,7 +23,6 @@ _ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "NUMEXPR_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # else asking for a device in the server would start CUDA there, and forked ranks could not use it
 }
 
 
