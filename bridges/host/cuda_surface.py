@@ -138,6 +138,7 @@ def _answer_as_device_zero() -> None:
         answer = _constant(value)
         setattr(torch.cuda, name, answer)
         setattr(torch.cuda.random, name, answer)  # it imported them by name
+    torch.cuda.is_available = _constant(False)  # with PYTORCH_NVML_BASED_CUDA_CHECK torch would ask the count above
     torch.cuda.default_generators = _Generators()
     torch.cuda._lazy_init = _constant()
 
