@@ -41,6 +41,9 @@ class ReferenceAdapter:
         provider = Provider(find_family(config).architecture(config))
         return provider.family.rules.write(provider.architecture.settings, config)
 
+    def declared(self, config) -> set[str]:
+        return find_family(config).rules.known()
+
     def flops(self, config, seq_len: int, batch: int) -> int:
         return find_family(config).architecture(config).flops(seq_len, batch)
 

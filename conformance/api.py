@@ -42,6 +42,9 @@ class Adapter(Protocol):
     def rewrite_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """config.json -> provider -> config.json."""
 
+    def declared(self, config: Mapping[str, Any]) -> Iterable[str]:
+        """Fields of config.json that the bridge knows, those without effect among them; ``a.b`` for field b of the object a."""
+
     def flops(self, config: Mapping[str, Any], seq_len: int, batch: int) -> int:
         """Matmul FLOPs of one forward pass, every key counted for every query."""
 
