@@ -250,6 +250,9 @@ class Recorder:
     def _header(self) -> dict:
         import importlib.metadata as md
 
+        from .checks import CHECKS
+
+        ran = dict.fromkeys(row["check"] for row in self.results)
         versions = {p: md.version(p) for p in ("torch", "megatron-core", "transformers", "safetensors", "pytest")}
         return {
             "bridge": ", ".join(self.bridges),
@@ -258,6 +261,7 @@ class Recorder:
             "world": self.host,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.started)),
             "seconds": round(time.time() - self.started, 1),
+            "laws": {check: CHECKS[check].law for check in ran if check in CHECKS},
         }
 
 

@@ -13,6 +13,7 @@ HEADER = {
     "world": {"device": "cpu", "kernels": {"fla": "stand-in"}},
     "started": "2026-11-21T10:04:18",
     "seconds": 12.5,
+    "laws": {"forward.logits": "Logits equal those of transformers."},
 }
 LOGITS = "logits: relative error {} > 1e-05; largest gap at ({}, 17, 31), scale 4.7e+00"
 NASTY = [

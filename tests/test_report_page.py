@@ -184,7 +184,7 @@ def test_browser_opens_a_case_by_its_address(browse):
     panel = inside(dom, "dialog")[0]
     assert re.search(r"<dialog[^>]*\bopen", dom) and text_of(dom, 'id="panel-title"') == row["id"]
     told = html.unescape(re.sub(r"<[^>]*>", "\n", panel))
-    assert row["message"] in told and row["diagnosis"][0] in told
+    assert row["message"] in told and row["diagnosis"][0] in told and "Law: Logits equal those of transformers." in told
     for case_id in (row["id"], row["smaller"]):
         assert f"pytest conformance --bridge mine:ADAPTER --case {case_id}" in told
     assert not re.search(r"<dialog[^>]*\bopen", browse("#case=qwen3/none"))

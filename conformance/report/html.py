@@ -30,6 +30,7 @@ def html(run: Run) -> str:
         run=run,
         shade=worst(run.cases) if run.finished and run.cases else "fail",
         facts=run.facts(),
+        laws=run.laws,
         causes=found[:CAUSES],
         more_causes=max(0, len(found) - CAUSES),
         rows=_rows(run),
@@ -79,7 +80,7 @@ def data(run: Run, found: list[Cause]) -> dict[str, Any]:
             row[7:] = [*(row[7:] or [{}]), number("messages", cut(text, limit))]
         cases.append(row)
     told = {kind: list(texts) for kind, texts in words.items()}
-    told["laws"] = {clean(c["check"]): clean(c["law"]) for c in run.cases if c.get("law")}
+    told["laws"] = run.laws
     told |= {"verdicts": list(ORDER), "symbols": [SYMBOL[v] for v in ORDER], "none": SYMBOL[NOT_CLAIMED]}
     order = {id(case): n for n, case in enumerate(run.cases)}
     told["causes"] = [[order[id(c)] for c in cause.cases] for cause in found]

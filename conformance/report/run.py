@@ -29,8 +29,8 @@ _FOLDER = re.compile(r"(?<!\w)/(?:[^\s/'\"]+/)+")
 class Run:
     """One run, or several merged.
 
-    header: bridge, profile, versions, world, started, seconds. cases: rows as the plugin writes them; diagnosis, known, smaller, law,
-    direction and bridge (where one run tests several) may be absent. finished: the results have their footer. sources: the files read.
+    header: bridge, profile, versions, world, started, seconds, laws (check -> sentence). cases: rows as the plugin writes them; diagnosis,
+    known, smaller, direction and bridge (where one run tests several) may be absent. finished: the results have their footer. sources: the files read.
     """
 
     header: dict[str, Any]
@@ -71,6 +71,11 @@ class Run:
         """Sorted, so that a group's stand together."""
         return sorted({c["check"] for c in self.cases})
 
+    @property
+    def laws(self) -> dict[str, str]:
+        """What a check says must hold, for those whose law the header tells."""
+        return {clean(check): clean(law) for check, law in (self.header.get("laws") or {}).items()}
+
     def cells(self, row: str = "family") -> dict[tuple[str, str], list[dict]]:
         """(row, check) -> its cases; a pair without cases is not claimed."""
         found: dict[tuple[str, str], list[dict]] = {}
@@ -90,7 +95,7 @@ class Run:
 
     def facts(self) -> list[tuple[str, str]]:
         """The header as (name, text): nested names are joined, seconds carry their unit."""
-        return list(_flat({k: v for k, v in self.header.items() if k not in ("kind", "bridge")}))
+        return list(_flat({k: v for k, v in self.header.items() if k not in ("bridge", "laws")}))
 
 
 @dataclass(frozen=True)
