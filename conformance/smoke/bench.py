@@ -111,8 +111,9 @@ class Bench:
             raise Wrong(f"{task} under {plan}: ranks {list(error.ranks)} do not finish", waiting) from error
 
     def folder(self, seed: int = 0) -> Path:
-        """The toy's folder."""
-        return self.lab.folder(self.toy, seed=seed)
+        """The toy's folder; another seed is the same model with other weights."""
+        self.lab.seed = seed
+        return self.lab.folder(self.toy)
 
 
 _CALLS = {
