@@ -33,7 +33,8 @@ def _variant(name: str, architecture: Architecture) -> tuple:
     v = architecture.settings
     gflops = architecture.flops(SEQ, causal=True) / SEQ / 1e9
     heads = f"{v['num_attention_heads']} / {v['num_query_groups']}"
-    sizes = (v["num_layers"], v["hidden_size"], heads, v["kv_channels"], v["ffn_hidden_size"])
+    width = "; ".join(ffn.width(v) for ffn in architecture.family.decoder.ffns(v))
+    sizes = (v["num_layers"], v["hidden_size"], heads, v["kv_channels"], width)
     tied = "yes" if v["share_embeddings_and_output_weights"] else "no"
     return (f"`{name}`", *sizes, v["vocab_size"], v["seq_length"], tied, f"{architecture.parameters():,}", f"{gflops:.2f}")
 

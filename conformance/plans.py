@@ -100,11 +100,6 @@ def wanted(config: Mapping, geometry: str, profile: str, *, first: bool) -> tupl
     return adversarial if geometry != "default" else default if first else others
 
 
-def another(config: Mapping, plan: str) -> str:
-    """A plan to load what was saved under `plan`: all kinds of cut at once, or one rank."""
-    return SINGLE if plan != SINGLE else "tp2,pp2,sp,ep2,etp1,split3-2" if routed(config) else "tp2,pp2,split3-2"
-
-
 def routed(config: Mapping) -> bool:
     """Whether a config has routed experts."""
     return any(config.get(key) for key in EXPERT_COUNTS)

@@ -50,6 +50,10 @@ class MLP:
             yield at.joined(f"{role}.fc1", "bias", tuple(at.source(m, "bias", width) for m in modules), rows, shard)
             yield at.same(f"{role}.fc2", f"{prefix}{self.down}", "bias", hidden)
 
+    def width(self, v) -> str:
+        """Its size as tables print it."""
+        return str(v["ffn_hidden_size"])
+
     def flops(self, v, width: int | None = None) -> int:
         """One token through the layer's MLP, or through one of another width."""
         return 2 * v["hidden_size"] * (width or v["ffn_hidden_size"]) * (3 if self.gate else 2)

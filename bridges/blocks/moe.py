@@ -61,6 +61,10 @@ class MoE:
             inside = at.inside(f"{self.prefix}.{self.experts.format(e=index)}", Expert(index, count))
             yield from self.expert.of_width(inside, "expert", v["moe_ffn_hidden_size"])
 
+    def width(self, v) -> str:
+        """Its size as tables print it."""
+        return f"{v['num_moe_experts']} x {v['moe_ffn_hidden_size']}, {v['moe_router_topk']} a token"
+
     def flops(self, v) -> int:
         """One token through the router and its top-k experts."""
         return 2 * v["hidden_size"] * v["num_moe_experts"] + v["moe_router_topk"] * self.expert.flops(v, v["moe_ffn_hidden_size"])
