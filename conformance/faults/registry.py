@@ -14,6 +14,7 @@ from . import (
     pipeline,
     rope,
     router,
+    scale,
     state,
     stream,
     tie_vocab,
@@ -23,6 +24,6 @@ from .base import Fault
 
 _MODULES = (
     *(names, layout, norms, rope, attention, router, tie_vocab, pipeline, parallel, gradients),
-    *(config, stream, values, io, state, flops, equivalents),
+    *(config, stream, values, io, state, flops, scale, equivalents),
 )
 FAULTS: dict[str, Fault] = {fault.name: fault for module in _MODULES for fault in module.FAULTS}

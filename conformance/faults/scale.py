@@ -1,0 +1,30 @@
+"""Faults of the class `scale`: what only true sizes show. The bridge's own proof meets them; the fault is in what it proves."""
+
+from .base import Fault
+
+SCALE = ("scale.proof",)
+
+
+def _wraps(right, config, plan):
+    """Row numbers are kept in 12 bits: at true size two elements have one number."""
+    rows = config["num_attention_heads"] * (config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    if rows > 2**10:
+        return f"row {2**10} of the fused projection is taken twice: its number wrapped"
+    return right(config, plan)
+
+
+def _another_stage(right, config, plan):
+    """Under a large pipeline a later stage is built with another number of layers than the moves fill."""
+    from .levers import at
+
+    rank, size = at("pp")
+    if size > 1 and rank:
+        return f"stage {rank} of {size} has a layer that no move fills"
+    return right(config, plan)
+
+
+FAULTS = [
+    Fault("numbers_wrap_at_true_size", "scale", "row numbers wrap at true sizes", SCALE, {"prove": _wraps}, bugs=("U078",)),
+    Fault("deep_pipeline_uneven", "scale", "a deep pipeline is built with other stages than the moves fill", SCALE,
+          {"build_on_meta": _another_stage}, bugs=("U059",)),
+]  # fmt: skip
