@@ -1,5 +1,6 @@
 """The suite as pytest sees it: one parametrised function, one test a case. The plugin's options deselect what is not asked for."""
 
+import pytest
 from shardproof.conformance.api import load_adapter
 from shardproof.conformance.cases import chosen
 from shardproof.conformance.checks import CHECKS
@@ -8,7 +9,11 @@ from shardproof.conformance.checks import CHECKS
 def pytest_generate_tests(metafunc):
     """One test a case of the chosen bridge and profile."""
     option = metafunc.config.getoption
-    cases = list(chosen(load_adapter(option("bridge")), option("profile"), option("case"), gpu=option("run_gpu")))
+    try:
+        adapter = load_adapter(option("bridge"))
+    except (ValueError, RuntimeError) as wrong:  # RuntimeError: what the exec door raises
+        raise pytest.Collector.CollectError(f"--bridge: {wrong}") from None
+    cases = list(chosen(adapter, option("profile"), option("case"), gpu=option("run_gpu")))
     metafunc.parametrize("case", cases, ids=[c.id for c in cases])
 
 
