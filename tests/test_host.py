@@ -256,6 +256,12 @@ def run_install() -> dict:
     return {"record": record, "te_file": getattr(te, "__file__", None), "te": vars(te).get("MARK")}
 
 
+def run_hidden() -> dict:
+    """Install on a machine whose devices are hidden from this process."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return run_install()
+
+
 # ---------------------------------------------------------------------------------------------- installation
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, dict]:
@@ -268,6 +274,7 @@ def runs(tmp_path_factory) -> dict[str, dict]:
     write_package(broken / "fla", "")
     jobs = {"clean": (("run_clean",), None), "hosted": (("run_hosted",), None)}
     jobs |= {"fake": (("run_install",), fake), "broken": (("run_install",), broken)}
+    jobs |= {"hidden": (("run_hidden",), fake)}
     with ThreadPoolExecutor(2) as pool:
         done = pool.map(lambda job: finish(start(*job[0], path=job[1])), jobs.values())
         return dict(zip(jobs, done, strict=True))
@@ -326,6 +333,13 @@ def test_real_packages_are_left_in_place(runs):
     record = runs["fake"]["record"]
     assert record["transformer_engine"] == "9.8.7" and runs["fake"]["te"] == "real" and runs["fake"]["te_file"]
     assert record["kernels"] == dict.fromkeys(sorted(KERNELS), "present")
+
+
+def test_hidden_devices_hide_real_packages(runs):
+    """Law: with CUDA_VISIBLE_DEVICES empty (a CPU world on a GPU machine) stand-ins take the place of real packages, which could build nothing."""
+    record = runs["hidden"]["record"]
+    assert record["transformer_engine"] == "stand-in 2.20.2" and runs["hidden"]["te"] is None
+    assert record["kernels"] == dict.fromkeys(sorted(KERNELS), "stand-in")
 
 
 def test_a_package_that_cannot_be_imported_is_absent(runs):

@@ -3,14 +3,15 @@
 | layer | module | stands in for | installed when |
 | --- | --- | --- | --- |
 | host | ``cuda_surface``, ``collectives`` | CUDA device 0, NCCL | ``torch.cuda.is_available()`` is False |
-| Transformer Engine | ``transformer_engine`` | ``transformer_engine`` | it cannot be imported |
-| kernels | ``kernels`` | ``fla``, ``mamba_ssm``, ``causal_conv1d``, ``deep_ep`` | one by one, when absent |
+| Transformer Engine | ``transformer_engine`` | ``transformer_engine`` | it cannot be imported, or devices are hidden |
+| kernels | ``kernels`` | ``fla``, ``mamba_ssm``, ``causal_conv1d``, ``deep_ep`` | one by one, when absent; all of them where devices are hidden |
 
 Nothing inside megatron is patched. Importing this package is cheap: torch and megatron are imported by `install()`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from dataclasses import asdict, dataclass, field
@@ -96,7 +97,9 @@ def _install_layers(threads: int | None) -> HostRecord:
     hosted = cuda_surface.installed() or not torch.cuda.is_available()
     if hosted and not cuda_surface.installed():
         _refuse_if_late("this machine has no CUDA device, and megatron.core has already been imported without the host layer")
-    real_te = transformer_engine.real_version()
+    # Devices hidden on purpose (a CPU world on a GPU machine): a real Transformer Engine could import, and build nothing.
+    hidden = hosted and os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    real_te = None if hidden else transformer_engine.real_version()
     if real_te is None:
         _refuse_if_late("transformer_engine is absent, and megatron.core has already been imported without it")
     if threads is not None:
@@ -109,7 +112,7 @@ def _install_layers(threads: int | None) -> HostRecord:
     return HostRecord(
         device="cpu (presented as cuda:0)" if hosted else "cuda",
         transformer_engine=real_te or f"stand-in {transformer_engine.VERSION}",
-        kernels=kernels.install(),
+        kernels=kernels.install(hidden=hidden),
         torch=str(torch.__version__),
         megatron_core=importlib.metadata.version("megatron-core"),
     )

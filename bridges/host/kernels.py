@@ -31,12 +31,12 @@ CONSUMERS = {
 """Package -> the megatron module that imports it, at its own import."""
 
 
-def install() -> dict[str, str]:
-    """Give megatron a stand-in of each absent package; returns package -> "stand-in" or the real version.
+def install(*, hidden: bool = False) -> dict[str, str]:
+    """Give megatron a stand-in of each absent package, of all where devices are hidden; returns package -> "stand-in" or the real version.
 
     Imports megatron's state-space and dispatcher modules. Raises RuntimeError if one of them was imported before.
     """
-    absent = {name for name in CONSUMERS if importlib.util.find_spec(name) is None}
+    absent = {name for name in CONSUMERS if hidden or importlib.util.find_spec(name) is None}
     for name in sorted(absent):
         if CONSUMERS[name] in sys.modules:
             raise RuntimeError(

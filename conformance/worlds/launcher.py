@@ -24,16 +24,20 @@ _ENVIRONMENT = {
     "NUMEXPR_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# A CPU world is the same on a machine with GPUs. A GPU world must not start CUDA in the server: its forked ranks could not use it then.
+_ON_THE_CPU = {"CUDA_VISIBLE_DEVICES": ""}
+_ON_GPUS = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 class Server:
     """A fork server with `host` called and `preload` imported; comes up in the background.
 
-    `host`: "module:function" or None. `python`: the interpreter of the server and its workers, None for this one. `folder` is
+    `host`: "module:function" or None. `python`: the interpreter of the server and its workers, None for this one. `gpu`: whether
+    they see the machine's CUDA devices. `folder` is
     the server's temporary folder: logs, stacks, stores; it goes when the server ends, also when the parent was killed.
     """
 
-    def __init__(self, host: str | None, preload: tuple[str, ...], python: str | None = None):
+    def __init__(self, host: str | None, preload: tuple[str, ...], python: str | None = None, *, gpu: bool = False):
         self.host, self.preload, self.python, self.owner = host, tuple(preload), python, os.getpid()
         self.folder = tempfile.mkdtemp(prefix="shardproof-")
         self.log = Path(self.folder, "server.log")
@@ -47,7 +51,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**environment(python), **_ENVIRONMENT},
+                env={**environment(python), **_ENVIRONMENT, **(_ON_GPUS if gpu else _ON_THE_CPU)},
             )
         self.messages = Connection(os.dup(self.control.fileno()))
         with contextlib.suppress(OSError):  # it died at once: the first spawn says so
@@ -109,15 +113,15 @@ _SERVERS: dict[tuple, Server] = {}
 _LOCK = threading.Lock()
 
 
-def shared_server(host: str | None, preload: tuple[str, ...], python: str | None = None) -> Server:
-    """The server of this process for (host, preload, interpreter); started when there is none alive."""
-    key = (os.getpid(), host, tuple(preload), python)
+def shared_server(host: str | None, preload: tuple[str, ...], python: str | None = None, *, gpu: bool = False) -> Server:
+    """The server of this process for (host, preload, interpreter, devices or none); started when there is none alive."""
+    key = (os.getpid(), host, tuple(preload), python, gpu)
     with _LOCK:
         old = _SERVERS.get(key)
         if old is None or not old.alive:
             if old is not None:
                 old.close()  # a killed server could not remove its folder
-            _SERVERS[key] = Server(host, tuple(preload), python)
+            _SERVERS[key] = Server(host, tuple(preload), python, gpu=gpu)
         return _SERVERS[key]
 
 

@@ -53,7 +53,7 @@ class Pool:
         check_name("host", host, optional=True)
         spec = {"mode": "ranks", "host": host, "backend": backend}
         self.world_size = world_size
-        server = shared_server(host, tuple(preload), python)
+        server = shared_server(host, tuple(preload), python, gpu=backend == "nccl")
         self._workers = Workers(server, world_size, spec, start_timeout=start_timeout)
         self.start_seconds = self._workers.start_seconds
         self.host_record = self._workers.records[0]

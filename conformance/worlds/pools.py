@@ -43,7 +43,7 @@ class Pools:
         }
         self._pools: OrderedDict[int, Pool] = OrderedDict()
         self.limit, self.start_seconds = limit, {}
-        shared_server(host, tuple(preload), python)
+        shared_server(host, tuple(preload), python, gpu=backend == "nccl")
 
     def get(self, world_size: int) -> Pool:
         """The live pool of this size; starts or replaces it where needed, and closes the least recently used one."""
