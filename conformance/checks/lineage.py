@@ -1,8 +1,13 @@
 """lineage.*: every Megatron element is the Hugging Face element it should be, at any plan; padding is fill."""
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+from shardproof import fixtures
+
+from .. import declared as tables
 from ..api import LawBroken
+from ..looks_like import explained
 from ..plans import SINGLE
 from .base import Check, every_plan, several_ranks
 
@@ -30,17 +35,68 @@ def same(lab, case):
         raise LawBroken(f"global tensors differ from the single rank's: {sorted(set(whole) ^ set(one))[:4]}")
     for key, want in one.items():
         common = tuple(slice(0, min(a, b)) for a, b in zip(want.shape, whole[key].shape, strict=True))
-        got, want = whole[key], want
-        if (got[common] != want[common]).any():
-            at = tuple(int(i) for i in np.argwhere(got[common] != want[common])[0])
-            raise LawBroken(f"{key}{list(at)}: want {code.where(int(want[at]))}, got {code.where(int(got[at]))}")
+        got = whole[key]
+        if wrong := explained(key, want[common], got[common], code):
+            raise LawBroken(wrong)
         padding = got.copy()
         padding[common] = 0
         if padding.any():
             raise LawBroken(f"{key}: padding beyond {list(want.shape)} is not zero")
 
 
+def declared(lab, case):
+    """Every Megatron element is the Hugging Face element that the family's reviewed table declares (--snapshot-update writes tables)."""
+    path, (code, whole) = table_of(case), lab.lineage(case.toy, case.plan)
+    if _updating(lab):
+        _write(lab, case, path, tables.table(whole, code))
+    if not path.exists():
+        raise LawBroken(
+            f"no reviewed table {path.name} of {case.family}; write it with --snapshot-update once forward and grad pass"
+        )
+    try:
+        wanted = tables.parse(path.read_text(), code)
+    except ValueError as wrong:
+        raise LawBroken(f"the table {path.name} of {case.family} does not fit this toy: {wrong}") from None
+    if set(wanted) != set(whole):
+        lacking, extra = sorted(set(wanted) - set(whole)), sorted(set(whole) - set(wanted))
+        raise LawBroken(
+            f"global tensors: {len(lacking)} of the table are missing {lacking[:4]}, {len(extra)} are not in it {extra[:4]}"
+        )
+    for key, want in wanted.items():
+        got = tables.trimmed(whole[key])
+        if got.shape != want.shape:
+            raise LawBroken(f"{key}: {list(got.shape)} without padding, the table says {list(want.shape)}")
+        if wrong := explained(key, want, got, code):
+            raise LawBroken(wrong)
+
+
+def table_of(case) -> Path:
+    """Where a toy's table is: fixtures/lineage/FAMILY/TOY.txt."""
+    return Path(fixtures.__file__).parent / "lineage" / case.family / f"{case.toy}.txt"
+
+
+def _updating(lab) -> bool:
+    """Whether this run was asked to write snapshots."""
+    return bool(getattr(getattr(lab.snapshot, "session", None), "update_snapshots", False))
+
+
+def _write(lab, case, path, text):
+    """Write a table, once the same model's logits and gradients are proven in the same run."""
+    from . import forward, grad
+
+    forward.logits(lab, case)
+    grad.parameters(lab, case)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _declared_toys(toy, possible, first):
+    """One rank; every variant, and the geometries in which shapes hide an order."""
+    return possible[:1] if toy.geometry in ("default", "square", "mha", "mqa") else []
+
+
 CHECKS = [
     Check("lineage.once", once, every_plan, direction="import", gpu=True),
+    Check("lineage.declared", declared, _declared_toys, direction="import"),
     Check("lineage.same", same, several_ranks, direction="import", gpu=True),
 ]
