@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .decoder import section_of
+from .hub import to_hub
 from .quiet import lint_weights
 from .weights import loud, loud_choices
 
 LARGEST = 8_000_000  # parameters; a toy of more has a size that transformers took from its own defaults
 AUTO = ("AutoModelForCausalLM", "AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModel")
-# Where a model made from scratch is saved under other names than the hub's: model type -> (pattern, replacement).
-HUB_NAMES = {
-    "kimi_linear": [(r"block_sparse_moe\.((gate|up|down)_proj\.)", r"mlp.\1")],
-}
 
 
 def write_toy(
@@ -40,7 +36,7 @@ def write_toy(
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= tied, (missing, unexpected)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
-    _hub_names(folder, str(section_of(config).get("model_type")))
+    to_hub(folder, str(config.get("model_type")), max_shard_size=max_shard_size)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if not (folder / "generation_config.json").exists():
         (folder / "generation_config.json").write_text("{}\n")
@@ -107,27 +103,6 @@ def loud_state(model, *, seed: int = 0) -> dict[str, Any]:
 def _experts_of(model) -> int:
     text = model.config.get_text_config()
     return next(getattr(text, key) for key in ("n_routed_experts", "num_local_experts", "num_experts") if hasattr(text, key))
-
-
-def _hub_names(folder: Path, model_type: str) -> None:
-    """Rename tensors in the saved shards and their index to the hub's names, where transformers saves others."""
-    rules = HUB_NAMES.get(model_type)
-    if not rules:
-        return
-    from safetensors.torch import load_file, save_file
-
-    def renamed(name: str) -> str:
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        return name
-
-    for shard in sorted(folder.glob("*.safetensors")):
-        save_file({renamed(name): tensor for name, tensor in load_file(shard).items()}, shard, metadata={"format": "pt"})
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        content = json.loads(index.read_text())
-        content["weight_map"] = {renamed(name): shard for name, shard in content["weight_map"].items()}
-        index.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _write_tokenizer(folder: Path, vocab_size: int) -> None:
