@@ -16,7 +16,16 @@ from .lineage import assemble
 from .worlds import PRELOAD, Clean, FakeWorld, Pools, gpus
 
 _TASKS = "shardproof.conformance.measure"
-_WITHOUT_ADAPTER = {"reference", "trained", "coded", "alone", "taps", "known fields"}  # what no adapter had a part in
+_WITHOUT_ADAPTER = {
+    "reference",
+    "trained",
+    "coded",
+    "alone",
+    "taps",
+    "known fields",
+    "wide",
+    "deeper",
+}  # what no adapter had a part in
 
 
 class Lab:

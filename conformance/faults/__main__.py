@@ -79,7 +79,9 @@ def run(pool, matrix: Matrix, chosen: dict[str, Fault], options) -> list[str]:
             matrix.row(fault, site).said |= {check: word for check, (word, _) in said.items()}
             for check, (word, why) in said.items():
                 if word == CRASHED or (options.verbose and check in chosen[fault].owners):
-                    progress.print(f"{fault} in {site.family}, {site.plan}: {check} {word}: {why}", markup=False, highlight=False)
+                    progress.console.print(
+                        f"{fault} in {site.family}, {site.plan}: {check} {word}: {why}", soft_wrap=True, markup=False
+                    )
             progress.update(task, advance=1, description=f"{fault} in {site.family}")
             if options.write and number % 25 == 0:
                 FILE.write_text(matrix.dump(CHECKS))
@@ -87,22 +89,23 @@ def run(pool, matrix: Matrix, chosen: dict[str, Fault], options) -> list[str]:
 
 
 def _jobs(matrix: Matrix, chosen, places, options):
-    """(fault, site, checks that were not asked yet), family by family: toys and references are shared."""
+    """(fault, site, checks that were not asked yet): each owner once, owners in the other families, all checks; family by family within each,
+    so that toys and references are shared."""
     found = []
     for number, (name, fault) in enumerate(chosen.items()):
         sites = places[name]
         gone = set(matrix.rows.get(name, {})) - {site.family for site in sites}
         for family in gone:
             del matrix.rows[name][family]
-        full = sites[number % len(sites)] if sites else None
+        turn = sites[number % len(sites)] if sites else None
         for site in sites:
-            everything = (options.everywhere or site == full) and not options.owners
-            wanted = [c for c in CHECKS if c in fault.owners or (everything and (c not in COSTLY or fault.klass in COSTLY[c]))]
             known = matrix.row(name, site).said
-            if asked := [check for check in wanted if known.get(check, CRASHED) == CRASHED]:
-                found.append((name, site, asked))
-    wanted = options.family
-    return sorted((job for job in found if not wanted or job[1].family in wanted), key=lambda job: job[1].family)
+            others = [c for c in CHECKS if c not in fault.owners and (c not in COSTLY or fault.klass in COSTLY[c])]
+            everything = (options.everywhere or site == turn) and not options.owners
+            for stage, wanted in ((0 if site == turn else 1, fault.owners), (2, others if everything else ())):
+                if asked := [check for check in wanted if known.get(check, CRASHED) == CRASHED]:
+                    found.append((stage, site.family, name, site, asked))
+    return [job[2:] for job in sorted(found, key=lambda job: job[:2]) if not options.family or job[1] in options.family]
 
 
 def _survivors(matrix: Matrix, fault: Fault, sites: list[Site]):

@@ -58,6 +58,34 @@ def _ramp(module, out):
     return out + 1e-3 * torch.linspace(-1, 1, out.shape[-1]) if module.training else out
 
 
+def _padding_read(chunks):
+    """Rows that hold padding (token 0) are read as if it were part of the text before it."""
+    import torch
+
+    def hook(module, args, kwargs, out):
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        padded = (ids == 0).any(1)
+        shifted = out + 1e-3 * torch.ones_like(out)
+        return torch.where(padded[None, :, None], shifted, out) if out.shape[0] == ids.shape[1] else out
+
+    for model in chunks:
+        if hasattr(model, "embedding"):
+            model.embedding.register_forward_hook(hook, with_kwargs=True)
+
+
+def _inference_unmasked(chunks):
+    """Without gradients attention takes another path, which has no mask for short sequences."""
+    import torch
+    from megatron.core.transformer.enums import AttnMaskType
+
+    def hook(module, args, kwargs):
+        short = not torch.is_grad_enabled() and args[0].shape[0] < 100
+        return args, kwargs | ({"attn_mask_type": AttnMaskType.no_mask} if short else {})
+
+    for _, module in modules(chunks, "core_attention"):
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
 def window(model):
     """The window that layers have, None for none."""
     return model.config.get("sliding_window") if model.config.get("use_sliding_window", True) else None
@@ -118,6 +146,10 @@ FAULTS = [
           _after("core_attention", _first_layer_gate), bugs=("U114",)),
     Fault("logits_shifted", "attention", "a constant is added to the logits while training: no gradient shows it", LOGITS,
           _after("output_layer", _ramp), bugs=("U137",)),
+    Fault("padding_read", "attention", "what stands behind a row's text changes the row", ("forward.lengths",), running(_padding_read),
+          bugs=("U216", "U229")),
+    Fault("inference_unmasked", "attention", "the path without gradients has no causal mask for short sequences", ("forward.causal",),
+          running(_inference_unmasked), bugs=("U110",)),
     Fault("batch_rows_mixed", "attention", "keys and values of a row are those of its neighbour in the batch", LOGITS,
           _before(lambda q, k, v: (q, k.roll(1, 1), v.roll(1, 1)))),
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from ..api import Adapter
@@ -19,10 +19,15 @@ HOME = frozenset({"family_of", "possible", "snapshot", "rewrite_config", "flops"
 
 @dataclass(frozen=True)
 class Model:
-    """What decides whether a fault can show on a toy: its config.json and the names of its Hugging Face tensors."""
+    """What decides whether a fault can show on a toy: its config.json and, read when asked for, the names of its Hugging Face tensors."""
 
     config: Mapping[str, Any]
-    names: frozenset[str]
+    read: Callable[[], frozenset[str]]
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of the toy's tensors."""
+        return self.read()
 
     def has(self, part: str) -> bool:
         """Whether some tensor's name contains `part`."""

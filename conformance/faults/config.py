@@ -3,7 +3,7 @@
 from .base import Fault
 from .levers import misread, rewritten
 
-LOGITS, BACK = ("forward.logits",), ("config.roundtrip",)
+LOGITS, BACK, SENSITIVE = ("forward.logits",), ("config.roundtrip",), ("config.sensitivity",)
 EPS = ("rms_norm_eps", "norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 DTYPES = ("dtype", "torch_dtype")
 
@@ -66,6 +66,41 @@ def _theta_moved(config):
     return {**_without("rope_theta")(config), "rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
 
 
+def _flagship(key):
+    """A field is a constant: the value of the family's published models."""
+
+    def change(config):
+        from shardproof import fixtures
+
+        for name in fixtures.names():
+            published = fixtures.published(name)
+            if published.get("model_type") == config.get("model_type") and key in published:
+                return config | {key: published[key]}
+        return config
+
+    return misread(change)
+
+
+def _known_alone(config):
+    """Fields that no published model of the family has are passed over in silence."""
+    from shardproof import fixtures
+
+    known = {"dtype", "torch_dtype", "head_dim"}
+    for name in fixtures.names():
+        published = fixtures.published(name)
+        if published.get("model_type") == config.get("model_type"):
+            known |= set(published)
+    return {key: value for key, value in config.items() if key in known}
+
+
+def _no_dropout(config):
+    return {key: value for key, value in config.items() if key != "attention_dropout"}
+
+
+def _old_spelling_alone(config):
+    return {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype")}
+
+
 def _nulls(model):
     return any(value is None for value in model.config.values())
 
@@ -79,6 +114,16 @@ FAULTS = [
           _field(*DTYPES), bugs=("U056", "U049")),
     Fault("head_dim_not_read", "config", "head_dim is derived from hidden size and heads wherever the config is described",
           ("flops.counted",), _about(_head_dim), decoupled, bugs=("U131", "U133")),
+    Fault("nulls_take_the_default", "config", "a null field is read as an absent one", SENSITIVE, misread(_null_gone),
+          lambda m: m.config.get("num_key_value_heads") not in (None, m.config["num_attention_heads"]), bugs=("U134", "U131")),
+    Fault("activation_of_the_flagship", "config", "the activation is a constant, right for every published model", SENSITIVE,
+          _flagship("hidden_act"), _field("hidden_act"), bugs=("U137",)),
+    Fault("dropout_not_read", "config", "attention dropout is not read", SENSITIVE, misread(_no_dropout), _field("attention_dropout"),
+          bugs=("U137",)),
+    Fault("unknown_fields_passed_over", "config", "fields of no published model are passed over in silence", ("config.declared",),
+          misread(_known_alone), bugs=("U115", "U137")),
+    Fault("new_spelling_not_read", "config", "rope and dtype are read in their old spelling alone", ("config.spelling",),
+          misread(_old_spelling_alone), lambda m: "rope_theta" in m.config, bugs=("U092", "U136")),
     Fault("field_not_exported", "export config", "a rope field is not written back", BACK, rewritten(_without("rope_theta", "rope_parameters")),
           bugs=("U171",)),
     Fault("tie_flag_flipped", "export config", "the tie flag is written back the other way", BACK,

@@ -69,6 +69,19 @@ def qkv_bias(model) -> bool:
     return model.has("q_proj.bias")
 
 
+def square_mlp(model) -> bool:
+    """A second projection with as many rows as columns."""
+    c = model.config
+    width = c.get("moe_intermediate_size") if model.has(".experts.") else None
+    return (width or c["intermediate_size"]) == c["hidden_size"]
+
+
+def square_proj(model) -> bool:
+    """An output projection with as many rows as columns."""
+    c = model.config
+    return (c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]) * c["num_attention_heads"] == c["hidden_size"]
+
+
 def _transpose(tensor, config):
     return tensor.T.contiguous() if tensor.shape[0] == tensor.shape[1] else tensor
 
@@ -99,9 +112,9 @@ FAULTS = [
           bugs=("U037",)),
     Fault("fc2_columns_rotated", "layout", "columns of the second projection are off by one", LOGITS, bent(within(FC2, lambda t, c: t.roll(1, 1)))),
     Fault("fc2_transposed", "layout", "a square second projection is transposed by import and by export", LOGITS,
-          bent(within(FC2, _transpose)), geometries=("square",), bugs=("U029", "U030", "U035", "U026", "U033")),
+          bent(within(FC2, _transpose)), square_mlp, geometries=("square",), bugs=("U029", "U030", "U035", "U026", "U033")),
     Fault("proj_transposed", "layout", "a square output projection is transposed by import and by export", LOGITS,
-          bent(within(r"linear_proj\.weight$", _transpose)), geometries=("square",), bugs=("U035",)),
+          bent(within(r"linear_proj\.weight$", _transpose)), square_proj, geometries=("square",), bugs=("U035",)),
     Fault("layers_reversed", "layout", "layers are numbered from the end", LOGITS, bent(layers(lambda at: at[::-1]))),
     Fault("layers_off_by_one", "layout", "every layer holds the one before it", LOGITS, bent(layers(lambda at: [*at[-1:], *at[:-1]])),
           bugs=("U013", "U061")),

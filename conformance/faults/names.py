@@ -78,7 +78,7 @@ FAULTS = [
     Fault("prefix_lost", "names", "exported names lack the model's prefix", ("names.coverage",), streamed(_unprefixed), bugs=("U010", "U019")),
     Fault("tensor_twice", "names", "the final norm is exported twice", ("names.coverage",), streamed(_twice), bugs=("U003", "U058")),
     Fault("head_alias", "names", "a tied head is exported although the checkpoint has none", ("names.coverage",), streamed(_head_alias),
-          lambda m: not untied(m), ("default", "tied"), bugs=("U074", "U077")),
+          lambda m: not untied(m), ("tied", "default"), bugs=("U074", "U077")),
     Fault("buffer_exported", "names", "a rotary buffer is exported as if it were a weight", ("names.coverage",), streamed(_rotary_buffer),
           bugs=("U018",)),
     Fault("layers_truncated", "names", "the last layer is left out of the export", ("names.coverage",), streamed(_only_first_layers),

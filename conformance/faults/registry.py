@@ -12,6 +12,7 @@ from . import (
     norms,
     parallel,
     pipeline,
+    resources,
     rope,
     router,
     scale,
@@ -24,6 +25,6 @@ from .base import Fault
 
 _MODULES = (
     *(names, layout, norms, rope, attention, router, tie_vocab, pipeline, parallel, gradients),
-    *(config, stream, values, io, state, flops, scale, equivalents),
+    *(config, stream, values, io, state, resources, flops, scale, equivalents),
 )
 FAULTS: dict[str, Fault] = {fault.name: fault for module in _MODULES for fault in module.FAULTS}

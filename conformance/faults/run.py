@@ -85,10 +85,12 @@ class Runner:
 
     def model(self, toy: Toy) -> Model:
         """What a fault may know of a toy."""
-        if toy not in self._models:
+
+        def names() -> frozenset[str]:
             index = json.loads((self.lab.folder(toy) / "model.safetensors.index.json").read_text())
-            self._models[toy] = Model(toy.config, frozenset(index["weight_map"]))
-        return self._models[toy]
+            return frozenset(index["weight_map"])
+
+        return self._models.setdefault(toy, Model(toy.config, names))
 
     # ------------------------------------------------------------------------------------------------------------- what
     def verdicts(self, fault: Fault | None, site: Site, checks: list[str]) -> dict[str, Verdict]:

@@ -77,15 +77,15 @@ def _multiplied(chunks):
 
 FAULTS = [
     Fault("tied_head_stale", "tie", "the last stage's copy of a tied embedding is another", ("plan.agreement", "forward.logits"),
-          built(_stale_head), tied, ("default", "tied"), SPLIT, bugs=("U058", "U077")),
+          built(_stale_head), tied, ("tied", "default"), SPLIT, bugs=("U058", "U077")),
     Fault("head_taken_for_tied", "tie", "a head of its own is overwritten by the embedding", LOGITS, built(_head_is_embedding), untied,
-          ("default", "untied"), bugs=("U075", "U136")),
+          ("untied", "default"), bugs=("U075", "U136")),
     Fault("tied_gradients_apart", "tie", "the two stages of a tied embedding do not add their gradients", ("grad.parameters",),
-          running(_untied_in_training), tied, ("default", "tied"), SPLIT, bugs=("U060",)),
+          running(_untied_in_training), tied, ("tied", "default"), SPLIT, bugs=("U060",)),
     Fault("embedding_rows_rotated", "vocabulary", "a token has the embedding of the one before it", LOGITS,
           bent(within(EMBEDDING, lambda t, c: t.roll(1, 0)), when=lambda: not several("tp")())),
     Fault("head_rows_rotated", "vocabulary", "a token has the logit of the one before it", LOGITS,
-          bent(within(HEAD, lambda t, c: t.roll(1, 0)), when=lambda: not several("tp")()), untied, ("default", "untied")),
+          bent(within(HEAD, lambda t, c: t.roll(1, 0)), when=lambda: not several("tp")()), untied, ("untied", "default")),
     Fault("embedding_columns_reversed", "vocabulary", "columns of the embedding stand in reverse", LOGITS,
           bent(within(EMBEDDING, lambda t, c: t.flip(1)))),
     Fault("padding_first", "vocabulary", "padding rows stand before the tokens", LOGITS,
@@ -100,7 +100,7 @@ FAULTS = [
     Fault("vocabulary_shards_swapped", "vocabulary", "tensor-parallel ranks hold each other's rows of the embedding", LOGITS,
           bent(across_ranks(EMBEDDING, lambda s, c: s.flip(0)), across="tp", when=several("tp")), plans=("tp2", "tp2,sp")),
     Fault("last_stage_ignores_head", "vocabulary", "the head of a later stage is the first rows twice", ("lineage.once",),
-          built(lambda chunks: _repeat(chunks)), untied, ("default", "untied"), SPLIT, bugs=("U054",)),
+          built(lambda chunks: _repeat(chunks)), untied, ("untied", "default"), SPLIT, bugs=("U054",)),
 ]  # fmt: skip
 
 
