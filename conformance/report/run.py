@@ -29,8 +29,8 @@ _FOLDER = re.compile(r"(?<!\w)/(?:[^\s/'\"]+/)+")
 class Run:
     """One run, or several merged.
 
-    header: bridge, profile, versions, world, started, seconds, laws (check -> sentence). cases: rows as the plugin writes them; diagnosis,
-    known, smaller, direction and bridge (where one run tests several) may be absent. finished: the results have their footer. sources: the files read.
+    header: bridge, profile, versions, world, started, seconds, laws (check -> sentence). cases: the plugin's rows; diagnosis,
+    known, smaller, direction and bridge (where one run tests several) may be absent. finished: there is a footer. sources: files read.
     """
 
     header: dict[str, Any]
