@@ -6,12 +6,13 @@ STAMP := $(VENV)/.shardproof-ready
 FIND_PYTHON = for p in $$PYTHON python3.12 $$HOME/.pyenv/versions/3.12*/bin/python3 python3 python3.13; do \
   "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 12))' 2>/dev/null && echo "$$p" && break; done
 
-.PHONY: help setup test conformance nightly bench lint clean
+.PHONY: help setup test conformance nightly faults bench lint clean
 help:
 	@echo "make conformance   the suite over every registered family on this machine (HTML report in reports/)"
 	@echo "make test          the project's own tests"
 	@echo "make bench         the figures of docs/figures.md, measured in one run"
 	@echo "make nightly       the suite with more plans a toy"
+	@echo "make faults        every planted fault through the checks, and right bridges over 30 seeds; rewrites docs/faults.md"
 	@echo "make lint          ruff"
 
 setup: $(STAMP)
@@ -31,6 +32,9 @@ conformance: setup
 
 nightly: setup
 	$(VENV)/bin/python -m pytest conformance --profile nightly
+
+faults: setup
+	$(VENV)/bin/python -m shardproof.conformance.faults --fresh --seeds 30 --write
 
 bench: setup
 	$(VENV)/bin/python -m shardproof.conformance.bench
