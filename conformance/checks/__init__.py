@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from . import bits, config, flops, forward, gpu, grad, io, lineage, names, plan, pure, roundtrip, scale
+from . import bits, config, flops, forward, gpu, grad, io, lineage, names, plan, pure, resources, roundtrip, scale
 from .base import Check
 
 CHECKS: dict[str, Check] = {
     check.id: check
-    for module in (names, lineage, roundtrip, bits, plan, forward, grad, config, flops, io, pure, scale, gpu)
+    for module in (names, lineage, roundtrip, bits, plan, forward, grad, config, flops, io, pure, resources, scale, gpu)
     for check in module.CHECKS
 }
 

@@ -1,0 +1,200 @@
+"""What a bridge spends: bytes read, memory, collectives, calls. Counted, not timed."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..api import load_adapter
+
+OBJECTS = (
+    "all_gather_object",
+    "broadcast_object_list",
+    "gather_object",
+    "scatter_object_list",
+    "send_object_list",
+    "recv_object_list",
+)
+TENSORS = (
+    *("all_reduce", "broadcast", "reduce", "all_gather", "all_gather_into_tensor", "gather", "scatter", "reduce_scatter"),
+    *(
+        "reduce_scatter_tensor",
+        "all_to_all",
+        "all_to_all_single",
+        "send",
+        "recv",
+        "isend",
+        "irecv",
+        "barrier",
+        "batch_isend_irecv",
+    ),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+def reads(adapter: str, folder: str, plan: str) -> dict[str, int]:
+    """*rank*: bytes that this rank's import took out of safetensors, and bytes of the weights that it holds then."""
+    bridge, count = load_adapter(adapter), {"read": 0}
+    with _counted_safetensors(count):
+        chunks = bridge.build(Path(folder), plan, with_ddp=False)
+    held = {p.data_ptr(): p.numel() * p.element_size() for chunk in chunks for p in chunk.parameters()}
+    return count | {"held": sum(held.values())}
+
+
+@contextmanager
+def _counted_safetensors(count: dict[str, int]) -> Iterator[None]:
+    """Count the bytes of all tensors that safetensors hands out, whoever imported it under whatever name."""
+    import safetensors
+
+    real = safetensors.safe_open
+
+    class Counted:
+        def __init__(self, *args, **kwargs):
+            self._file = real(*args, **kwargs)
+
+        def __enter__(self):
+            self._file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self._file.__exit__(*error)
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def get_tensor(self, name):
+            return _note(self._file.get_tensor(name), count)
+
+        def get_slice(self, name):
+            return _CountedSlice(self._file.get_slice(name), count)
+
+    with _replaced({real: Counted}):
+        yield
+
+
+class _CountedSlice:
+    def __init__(self, real, count: dict[str, int]):
+        self._real, self._count = real, count
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+    def __getitem__(self, index):
+        return _note(self._real[index], self._count)
+
+
+def _note(tensor, count: dict[str, int]):
+    count["read"] += tensor.nbytes
+    return tensor
+
+
+@contextmanager
+def _replaced(functions: dict) -> Iterator[None]:
+    """Put other objects in the place of some in every module that holds them; afterwards also where a module was imported meanwhile."""
+    _swap(functions)
+    try:
+        yield
+    finally:
+        _swap({new: old for old, new in functions.items()})
+
+
+def _swap(functions: dict) -> None:
+    for module in list(sys.modules.values()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if callable(value) and _known(value, functions):
+                setattr(module, name, functions[value])
+
+
+def _known(value: Any, functions: dict) -> bool:
+    try:
+        return value in functions
+    except TypeError:  # not hashable
+        return False
+
+
+# ----------------------------------------------------------------------------------------------------------------- memory
+def memory(adapter: str, folder: str, plan: str) -> dict[str, int] | None:
+    """*rank* (one): bytes by which this process grew at most while an export was consumed tensor by tensor, of the largest tensor, of all.
+
+    The kernel's own high-water mark of resident memory, reset before; a first export has warmed up whatever stays. None where this kernel
+    resets none.
+    """
+    bridge, path = load_adapter(adapter), Path(folder)
+    chunks = bridge.build(path, plan, with_ddp=False)
+    sizes = [tensor.nbytes for _, tensor in bridge.export_weights(chunks, path)]
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else the export could grow into memory that was freed and not given back
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+    except OSError:
+        return None
+    for _ in bridge.export_weights(chunks, path):
+        pass
+    return {"grown": max(0, _status("VmHWM") - before), "largest": max(sizes), "all": sum(sizes)}
+
+
+def _status(field: str) -> int:
+    """Bytes of a line of this process's status."""
+    return 1024 * int(re.search(rf"^{field}:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)[1])
+
+
+# -------------------------------------------------------------------------------------------------------------- messages
+def collectives(adapter: str, folders: list[str], plan: str) -> list[dict[str, int]]:
+    """*rank*: for each model folder the collectives that its export makes: of objects and of tensors; and how many tensors came."""
+    return [_collectives(load_adapter(adapter), Path(folder), plan) for folder in folders]
+
+
+def _collectives(bridge, path: Path, plan: str) -> dict[str, int]:
+    import torch.distributed as dist
+
+    chunks, seen, inside = bridge.build(path, plan, with_ddp=False), {"objects": 0, "tensors": 0}, []
+
+    def counted(name, real):
+        def call(*args, **kwargs):
+            if not inside:  # an object collective is made of others
+                seen["objects" if name in OBJECTS else "tensors"] += 1
+            inside.append(name)
+            try:
+                return real(*args, **kwargs)
+            finally:
+                inside.pop()
+
+        return call
+
+    real = {name: getattr(dist, name) for name in (*OBJECTS, *TENSORS) if hasattr(dist, name)}
+    with _replaced({function: counted(name, function) for name, function in real.items()}):
+        exported = sum(1 for _ in bridge.export_weights(chunks, path))
+    return seen | {"exported": exported}
+
+
+# ----------------------------------------------------------------------------------------------------------------- calls
+def calls(adapter: str, folders: list[str], plan: str) -> list[int]:
+    """*rank* (one): for each model folder the calls, of Python and of C functions, that its export makes."""
+    bridge, found = load_adapter(adapter), []
+    for path in map(Path, [folders[0], *folders]):  # the first one warms up what is made once
+        chunks = bridge.build(path, plan, with_ddp=False)
+        found.append(_calls(lambda path=path, chunks=chunks: [None for _ in bridge.export_weights(chunks, path)]))
+    return found[1:]
+
+
+def _calls(action) -> int:
+    count = [0]
+
+    def look(frame, event, argument):
+        if event in ("call", "c_call"):
+            count[0] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        action()
+    finally:
+        sys.setprofile(before)
+    return count[0]
