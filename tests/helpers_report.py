@@ -20,7 +20,7 @@ NASTY = [
     "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>",
     "\x1b[31mred\x1b[0m \x07 \x00 \ud800 \u202e ]]> &amp; | `one` ```` four",
     "x" * 9000,
-    "first line\nsecond line\n\ttabbed",
+    "```\nsecond line\n\ttabbed",
 ]
 
 
