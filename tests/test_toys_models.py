@@ -88,7 +88,7 @@ def test_choices_of_experts_are_far_from_ties():
         (
             "deepseek-ai__DeepSeek-V3",
             {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"], "rope_scaling": None},
-            "does not read the fields",
+            "parameters from this toy of .qwen3_vl.: some sizes",
         ),
     ],
 )

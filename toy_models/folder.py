@@ -58,8 +58,8 @@ def build(config: Mapping[str, Any]):
     parameters = _parameters(made, copy.deepcopy(parsed))
     if parameters > LARGEST:
         raise ValueError(
-            f"transformers builds {parameters:,} parameters from this toy of {config.get('model_type')!r}: it does not read the "
-            f"fields that say its sizes where this config has them"
+            f"transformers builds {parameters:,} parameters from this toy of {config.get('model_type')!r}: some sizes it takes from its own "
+            f"defaults (it does not read the fields where this config has them), or they are none that toys make small"
         )
     return made(parsed).to(parsed.dtype or torch.float32)
 

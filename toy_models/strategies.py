@@ -123,13 +123,15 @@ def plans(config: Mapping[str, Any], *, max_ranks: int = MAX_RANKS):
 
     section = section_of(config)
     layers, routed = layer_count(section), bool(experts_fields(section))
-    kinds = sorted(
-        _possible(section, layers, max_ranks), key=lambda k: (sum(n not in (1, None) for n in k.values()), ranks(k), str(k))
-    )
+    possible = list(_possible(section, layers, max_ranks))
 
     @st.composite
     def draw_plan(draw) -> str:
-        sizes = draw(st.sampled_from(kinds))
+        left, sizes = possible, {}
+        for key in possible[0]:  # one by one, so that each shrinks by itself
+            options = sorted({way[key] for way in left}, key=lambda n: n or 0)
+            sizes[key] = options[min(draw(st.integers(0, 3)), len(options) - 1)]  # always a draw: fewer would count as plainer
+            left = [way for way in left if way[key] == sizes[key]]
         stages = sizes["pp"] * sizes["vpp"]
         split = draw(st.sampled_from(_splits(layers, stages))) if stages > 1 else None
         sp = sizes["tp"] > 1 and (routed or draw(st.booleans()))
