@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 VARIANTS = {
@@ -49,32 +48,6 @@ def hf_toy(config: dict, folder: str, shard: str = "40KB") -> None:
     from shardproof.toy_models import write_toy
 
     write_toy(config, folder, max_shard_size=shard)
-
-
-def hf_variants(jobs: list[dict]) -> list[dict]:
-    """*clean*: for each job (config, folder, length) let transformers read config.json, fill its model with loud weights (a
-    function of name and shape, so equal shapes have equal weights), save them, and give logits and the parsed config; or the
-    error."""
-    return [_caught(_hf_variant, **job) for job in jobs]
-
-
-def _hf_variant(config: dict, folder: str, length: int) -> dict:
-    import torch
-    from safetensors.torch import save_file
-    from shardproof.toy_models import loud
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / "config.json").write_text(json.dumps(config))
-    parsed = AutoConfig.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_config(parsed, attn_implementation="eager").float().eval()
-    tied = set(model.all_tied_weights_keys)
-    state = {n: loud(n, tuple(t.shape)) for n, t in model.state_dict().items() if n not in tied}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and set(missing) <= tied, (missing, unexpected)
-    save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
-    with torch.no_grad():
-        return {"logits": model(tokens(parsed.vocab_size, length)).logits}
 
 
 def hf_parsed(configs: list[dict]) -> list[dict]:
@@ -118,29 +91,12 @@ def hf_loads(folders: list[str]) -> list[str | None]:
 
 
 # ------------------------------------------------------------------------------------------------------------------- ranks
-def bridge_variants(jobs: list[dict], fault=None) -> list[dict]:
-    """*one rank*: the bridge's logits for each job, its weights read from the job's folder; or the error. `fault`: a planted
-    one around all jobs, see _context."""
-    with _context(fault):
-        return [_caught(_bridge_variant, **job) for job in jobs]
-
-
-def _bridge_variant(config: dict, folder: str, length: int) -> dict:
-    from shardproof.bridges.auto import AutoBridge
-
-    bridge = AutoBridge(config, Path(folder))
-    if not (Path(folder) / "model.safetensors").exists():  # transformers built no model
-        return {"config": str(bridge.transformer_config)}
-    return {"logits": forward(bridge.to_megatron_model(), bridge.architecture.settings["vocab_size"], length)}
-
-
-def bridge_logits(folder: str, length: int, plan: str = "", fault=None):
+def bridge_logits(folder: str, length: int, plan: str = ""):
     """*one rank*: the bridge's logits of a folder."""
     from shardproof.bridges.auto import AutoBridge
 
-    with _context(fault):
-        bridge = AutoBridge.from_hf_pretrained(folder)
-        return forward(bridge.to_megatron_model(), bridge.architecture.settings["vocab_size"], length)
+    bridge = AutoBridge.from_hf_pretrained(folder)
+    return forward(bridge.to_megatron_model(), bridge.architecture.settings["vocab_size"], length)
 
 
 def forward(chunks: list, vocab: int, length: int):
@@ -149,14 +105,6 @@ def forward(chunks: list, vocab: int, length: int):
 
     with torch.no_grad():
         return chunks[0].eval()(tokens(vocab, length), torch.arange(length)[None], None)[..., :vocab].float().clone()
-
-
-def _context(fault):
-    """A planted fault: None, or (name of a context manager of this module, its arguments)."""
-    if not fault:
-        return contextlib.nullcontext()
-    name, *args = [fault] if isinstance(fault, str) else fault
-    return globals()[name](*args)
 
 
 @contextmanager
@@ -168,45 +116,6 @@ def patched(owner, name: str, value):
         yield
     finally:
         setattr(owner, name, before)
-
-
-@contextmanager
-def blind_to(*keys: str):
-    """*fault*: the config rules never see these fields."""
-    from shardproof.bridges.config import ConfigRules
-
-    read = ConfigRules.read
-    with patched(
-        ConfigRules, "read", lambda self, hf, allow=(): read(self, {k: v for k, v in hf.items() if k not in keys}, allow)
-    ):
-        yield
-
-
-@contextmanager
-def setting(name: str, value):
-    """*fault*: one setting is always this value, or what a function of this module makes of it."""
-    from shardproof.bridges.config import ConfigRules
-
-    read = ConfigRules.read
-
-    def wrong(self, hf, allow=()):
-        settings = read(self, hf, allow)
-        if settings.get(name) is not None:
-            settings[name] = globals()[value[1:]](settings[name]) if isinstance(value, str) and value.startswith("=") else value
-        return settings
-
-    with patched(ConfigRules, "read", wrong):
-        yield
-
-
-def one_wider(window):
-    """A window of one key more."""
-    return [window[0] + 1, 0]
-
-
-def late_by_one(slides):
-    """The next layer's window."""
-    return [*slides[1:], slides[0]] if isinstance(slides, list) else slides
 
 
 def _caught(task, **kwargs) -> dict:
@@ -300,7 +209,7 @@ def saved(
     model = bridge.to_megatron_model(plan=plan)
     save = {"hf": bridge.save_hf_pretrained, "weights": bridge.save_hf_weights, "megatron": bridge.save_megatron_model}[kind]
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with _killed_at(*kill) if kill else _context(None):
+    with _killed_at(*kill) if kill else contextlib.nullcontext():
         try:
             if limit:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))

@@ -1,6 +1,6 @@
-"""config.json <-> provider: defaults, sensitivity of every field, and the way back.
+"""config.json <-> provider: what is refused, spellings, and the way back.
 
-The oracle is transformers: the same config.json is given to it and to the bridge, with the same loud weights.
+That every field has the effect it has in transformers is the suite's config.sensitivity, on the same bridges (test_sensitivity.py).
 """
 
 import json
@@ -188,20 +188,6 @@ def mutations(config):
     return out | OTHERS
 
 
-def compared(clean, solo, root, family, ids=None, fault=None, length=LENGTH):
-    """Id -> "parity", "refused: why", "transformers refuses" or a sentence that begins with WRONG."""
-    config = toy(family)
-    configs = {k: c for k, f in mutations(config).items() if (c := change(config, f)) != config or not f}
-    configs = {k: c for k, c in configs.items() if ids is None or k in ids}
-    out = dict.fromkeys(configs)
-    if fault is None:  # what reading refuses needs no model
-        out |= {k: f"refused: {why}" for k, c in configs.items() if (why := refusal(c))}
-    jobs = {k: {"config": configs[k], "folder": f"{root}/{n}", "length": length} for n, k in enumerate(out) if out[k] is None}
-    want = clean.run("helpers_engine:hf_variants", {"jobs": list(jobs.values())}, timeout=300)
-    got = solo("bridge_variants", jobs=list(jobs.values()), fault=fault)
-    return out | {k: verdict(h, b) for k, h, b in zip(jobs, want, got, strict=True)}
-
-
 def refusal(config):
     """Why the bridge's reading of a config refuses it, or None."""
     try:
@@ -211,21 +197,7 @@ def refusal(config):
     return None
 
 
-def verdict(hf, bridge):
-    """One comparison in words."""
-    if bridge.get("error") == "ConfigError":
-        return f"refused: {bridge['message']}"
-    if "error" in hf:
-        return f"WRONG: the bridge crashed: {bridge}" if "error" in bridge else "transformers refuses"
-    if "error" in bridge:
-        return f"WRONG: {bridge['error']}: {bridge['message'][:300]}"
-    if hf["logits"].shape != bridge["logits"].shape:
-        return f"WRONG: logits {list(bridge['logits'].shape)}, transformers {list(hf['logits'].shape)}"
-    error = ((hf["logits"] - bridge["logits"]).abs().max() / hf["logits"].abs().max()).item()
-    return "parity" if error <= 1e-5 else f"WRONG: relative error {error:.3e}"
-
-
-# ------------------------------------------------------------------------------------------------------------- sensitivity
+# ---------------------------------------------------------------------------------------------------------------- refusals
 NO_WINDOWS = {f"window {name}" for name in WINDOWS}
 EVERYWHERE = {
     *(f"act {name}" for name in ("gelu_new", "mish", "quick_gelu", "tanh")),
@@ -316,128 +288,20 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_field_has_its_effect_or_is_refused(clean, solo, tmp_path, family):
-    """Whatever is changed, nulled, removed or contradicted in config.json: logits equal transformers' under the changed config,
-    or the bridge refuses with a ConfigError; and what it refuses is the reviewed list, no more."""
-    found = compared(clean, solo, tmp_path, family)
-    assert len(found) > 150, len(found)
-    wrong = {k: v for k, v in found.items() if v.startswith("WRONG")}
-    assert not wrong, "\n".join(f"{k}: {v}" for k, v in wrong.items())
-    refused = {k for k, v in found.items() if v.startswith("refused")}
-    expected = REFUSED[family] & set(found)
+def test_what_is_refused_is_the_reviewed_list(family):
+    """Of all mutations the reviewed ones are refused with a ConfigError, and no more; that the others mean what transformers makes of
+    them is the suite's config.sensitivity (test_sensitivity.py)."""
+    config = toy(family)
+    configs = {k: c for k, f in mutations(config).items() if (c := change(config, f)) != config or not f}
+    assert len(configs) > 150, len(configs)
+    refused, expected = {k for k, c in configs.items() if refusal(c)}, REFUSED[family] & set(configs)
     assert refused == expected, (
         f"refused beyond the list: {sorted(refused - expected)}",
         f"no longer refused: {sorted(expected - refused)}",
     )
 
 
-LONG = {f"rope_scaling {n}" for n in ("linear", "linear-old-int", "llama3-64", "llama3-32", "llama3-low2")} | {"theta-fraction"}
-
-
-@pytest.mark.parametrize("family", ["llama", "nemotron"])
-def test_scaled_rope_holds_past_position_200(clean, solo, tmp_path, family):
-    """Linear and llama3 rope (original contexts 64 and 32, other factors) agree with transformers on 300 positions; so does a
-    fractional base. (megatron-core's linear scaling divides positions: not the same in fp32.)"""
-    found = compared(clean, solo, tmp_path, family, LONG, length=300)
-    assert found and set(found.values()) == {"parity"}, found
-
-
-BLIND = {  # a bridge that never sees the field -> (family, mutations that must betray it)
-    "hidden_act": ("llama", {"act gelu", "act relu"}),
-    "rms_norm_eps": ("qwen3", {"eps"}),
-    "norm_eps": ("nemotron", {"perturb norm_eps"}),
-    "rope_theta": ("llama", {"theta-fraction", "theta-1e5", "as-is"}),
-    "rope_scaling": ("llama", {"as-is", "rope_scaling linear", "rope_scaling llama3-64"}),
-    "rope_parameters": ("qwen3", {"rope_parameters theta", "rope_parameters linear"}),
-    "partial_rotary_factor": ("nemotron", {"partial-quarter", "partial-odd"}),
-    "sliding_window": ("mistral", {"as-is", "window w5", "window w1"}),
-    "use_sliding_window": ("qwen2", {"window on-edge0", "window types"}),
-    "max_window_layers": ("qwen3", {"window on-edge0", "window on-edge2"}),
-    "layer_types": ("qwen2", {"window types", "window types-against-edge"}),
-    "head_dim": ("qwen3", {"as-is", "head_dim-12"}),
-    "num_key_value_heads": ("llama", {"as-is", "groups-1"}),
-    "tie_word_embeddings": ("llama", {"tied"}),
-    "attention_bias mlp_bias": ("llama", {"bias"}),
-}
-
-
-@pytest.mark.parametrize("key", BLIND)
-def test_a_bridge_blind_to_a_field_is_caught(clean, solo, tmp_path, key):
-    """Planted fault: rules that never see the field. The comparison above calls it WRONG on the named mutations."""
-    family, ids = BLIND[key]
-    found = compared(clean, solo, tmp_path, family, ids, fault=("blind_to", *key.split()))
-    assert set(found) == ids and any(v.startswith("WRONG") for v in found.values()), found
-
-
-SHIFTED = {
-    "window one wider": ("mistral", "window w5", ("setting", "window_size", "=one_wider")),
-    "window one layer late": ("qwen2", "window types", ("setting", "window_attn_skip_freq", "=late_by_one")),
-    "eps of another class": ("llama", "as-is", ("setting", "layernorm_epsilon", 1e-6)),
-    "base truncated to a whole number": ("llama", "theta-small-fraction", ("setting", "rotary_base", 60.0)),
-    "llama3 context of megatron-core": (
-        "llama",
-        "rope_scaling llama3-64",
-        ("setting", "rope_scaling_original_max_position_embeddings", 8192),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SHIFTED)
-def test_a_value_off_by_little_is_caught(clean, solo, tmp_path, name):
-    """Planted fault: one setting slightly wrong (W instead of W-1, eps 1e-6 for 1e-5, ...) is WRONG at the bound of 1e-5."""
-    family, mutation, fault = SHIFTED[name]
-    found = compared(clean, solo, tmp_path, family, {mutation}, fault=fault)
-    assert found[mutation].startswith("WRONG"), found
-    assert compared(clean, solo, tmp_path / "right", family, {mutation})[mutation] == "parity"
-
-
-# ---------------------------------------------------------------------------------------------------------------- defaults
-def explicit(parsed, config):
-    """A config in the new spelling with every value that transformers' config object holds."""
-    known = find_family(config).rules.known() - {
-        "rope_theta",
-        "rope_scaling",
-        "partial_rotary_factor",
-        "rope_percent",
-        "dtype",
-        "torch_dtype",
-    }
-    types = {"dtype": config["dtype"]} if config.get("dtype") else {"torch_dtype": config.get("torch_dtype")}
-    return (
-        {k: parsed[k] for k in parsed if k in known and k != "attn_implementation"}
-        | {"architectures": config.get("architectures")}
-        | types
-    )
-
-
-def removals(family):
-    """Every config made from a toy by removing one field, by nulling one, and by removing all that may go at once."""
-    config = toy(family)
-    out = [change(config, {key: value}) for key in config for value in (REMOVED, None)]
-    out.append(
-        {
-            k: v
-            for k, v in config.items()
-            if k in ("architectures", "model_type", "head_dim") or refusal(change(config, {k: REMOVED}))
-        }
-    )
-    return [c for c in out if refusal(c) is None and c.get("model_type")]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_defaults_are_those_of_transformers(clean, family):
-    """A field that is absent or null means what transformers' config class makes of it: settings equal those of the config
-    written out with every value of the parsed object."""
-    configs = removals(family)
-    assert len(configs) >= 20
-    for config, parsed in zip(configs, clean.run("helpers_engine:hf_parsed", {"configs": configs}), strict=True):
-        if "error" in parsed:
-            continue
-        written = explicit(parsed, config)
-        found = find_family(config)
-        assert found.rules.read(config) == found.rules.read(written), sorted(set(toy(family)) - set(config))
-
-
+# --------------------------------------------------------------------------------------------------------------- spellings
 DTYPES = [
     ({"torch_dtype": "bfloat16"}, "bfloat16"),
     ({"torch_dtype": REMOVED, "dtype": "bfloat16"}, "bfloat16"),
