@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LENGTH = 40  # tokens of the sequence that shows an effect: longer than the windows and contexts below
+LONG = 200  # tokens where a field is about positions: rounding of angles drifts with them
 WINDOW, CONTEXT = 5, 16
 REMOVED = type("Removed", (), {"__repr__": lambda self: "removed"})()
 UNKNOWN = "x_unknown_field"
@@ -31,17 +32,24 @@ TOGETHER = (
 class Change:
     """One change of a config.json.
 
-    what: in words, unique within a config. fields: what is changed, nested ones with dots. config: the config after it.
+    what: in words, unique within a config. fields: what is changed, nested ones with dots. config: the config after it. long: whether it
+    takes a long sequence whatever its fields.
     """
 
     what: str
     fields: tuple[str, ...]
     config: dict[str, Any]
+    long: bool = False
 
     @property
     def top(self) -> tuple[str, ...]:
         """The fields of config.json that are touched, without what lies inside them."""
         return tuple(dict.fromkeys(field.split(".")[0] for field in self.fields))
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence that shows the change."""
+        return LONG if self.long or any(re.search("rope|rotary|position_embeddings", field) for field in self.fields) else LENGTH
 
     @property
     def kin(self) -> list[str]:
@@ -238,7 +246,7 @@ def rope_kinds(config: Mapping[str, Any]) -> dict[str, dict]:
     half = (config.get("head_dim") or 8) // 2
     long = {"short_factor": [1.0] * half, "long_factor": [3.0] * half}
     original = {"original_max_position_embeddings": CONTEXT}
-    kinds = {"linear": {"factor": 4.0}, "dynamic": {"factor": 4.0}, "yarn": {"factor": 4.0, **original}}
+    kinds = {"linear": {"factor": 3.5}, "dynamic": {"factor": 4.0}, "yarn": {"factor": 4.0, **original}}
     kinds |= {"llama3": llama3 | original, "longrope": long | original, "no_such_rope": {"factor": 4.0}}
     return {kind: {"rope_type": kind, **rest} for kind, rest in kinds.items()}
 
@@ -341,8 +349,8 @@ def new_kinds(config: Mapping[str, Any], earlier: Iterable[Mapping[str, Any]]) -
     """Fields whose value is of a kind that no earlier config has: absent, null, a flag or word of another value, an object of other
     fields. Numbers are alike unless zero. What only says where a file comes from is left out."""
     earlier = list(earlier)
-    skipped = {"transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype"}
-    names = dict.fromkeys((*config, *(name for other in earlier for name in other)))
+    skipped = {"transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype", "pretraining_tp"}
+    names = [n for n in dict.fromkeys((*config, *(n for other in earlier for n in other))) if not n.endswith("_token_id")]
     return [
         name for name in names if name not in skipped and _kind(config, name) not in [_kind(other, name) for other in earlier]
     ]

@@ -90,7 +90,26 @@ def _cache_moves_eps(config: dict) -> dict:
     return config | {"rms_norm_eps": 0.02} if config.get("use_cache") is False else config
 
 
+def _scaling(change):
+    """Another rope_scaling object, where there is one."""
+    return lambda config: config | {"rope_scaling": change(config["rope_scaling"])} if config.get("rope_scaling") else config
+
+
 EDITS = {
+    **{
+        f"BLIND_TO_{name.upper()}": _without(name)
+        for name in ("hidden_act", "norm_eps", "partial_rotary_factor", "max_window_layers")
+    },
+    **{
+        f"BLIND_TO_{name.upper()}": _without(name)
+        for name in ("layer_types", "head_dim", "tie_word_embeddings", "sliding_window")
+    },
+    "BLIND_TO_BIASES": _without("attention_bias", "mlp_bias"),
+    "ONE_GROUP_MORE_OR_LESS": lambda config: config | {"num_key_value_heads": 4},
+    "WINDOW_ONE_WIDER": lambda config: config | {"sliding_window": (config.get("sliding_window") or 0) + 1},
+    "BASE_CUT_TO_A_WHOLE_NUMBER": lambda config: config | {"rope_theta": int(config.get("rope_theta") or 10000)},
+    "CONTEXT_ALWAYS_8192": _scaling(lambda rope: rope | {"original_max_position_embeddings": 8192}),
+    "LINEAR_FACTOR_ROUNDED": _scaling(lambda rope: rope | {"factor": round(rope.get("factor") or 1)}),
     "EPS_IGNORED": _with(rms_norm_eps=1e-6),
     "WINDOWS_IGNORED": _with(use_sliding_window=False),
     "DROPOUT_IGNORED": _with(attention_dropout=0.0),

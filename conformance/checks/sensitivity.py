@@ -36,15 +36,15 @@ def looked_at(variant: str) -> list[str] | None:
 # --------------------------------------------------------------------------------------------------------------- the laws
 def sensitivity(lab, case):
     """Whatever field of config.json is changed, nulled, removed or contradicted: logits follow transformers', or the field is refused by name."""
-    base, *answers = _answers(lab, case)
-    broken = [text for change, hf, bridge in answers if (text := verdict(change, hf, bridge, base[1]))]
+    answers = _answers(lab, case)
+    base = _unchanged(answers)
+    broken = [text for change, hf, bridge in answers if (text := verdict(change, hf, bridge, base[change.length]))]
     _raise(broken, len(answers), "changes of config.json")
 
 
 def declared(lab, case):
     """A field that the bridge accepts is one that it declares; any other, unknown ones above all, is refused."""
-    _, *answers = _answers(lab, case)
-    broken = []
+    answers, broken = _answers(lab, case), []
     for change, _, bridge in answers:
         if "error" in bridge:
             continue
@@ -62,7 +62,7 @@ def spelling(lab, case):
     def made():
         known = _known(lab, case.toy)
         spelt = {"as published": config, **fields.spellings(config, known["written"], known["aliases"])}
-        return [fields.Change(name, (), text) for name, text in spelt.items()]
+        return [fields.Change(name, (), text, long=True) for name, text in spelt.items()]
 
     base, *answers = _asked(lab, case.toy, "spelt", made)
     broken, same = [], 0
@@ -195,12 +195,13 @@ def effect(hf: dict, base: dict) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- both sides
 def _answers(lab, case) -> list[tuple[fields.Change, dict, dict]]:
-    """(change, transformers' answer, the bridge's) for the toy itself, then every change."""
+    """(change, transformers' answer, the bridge's) for the toy itself, in short and long, then every change."""
 
     def made():
         known = _known(lab, case.toy)
         changes = fields.changes(case.toy.config, known["held"], known["aliases"], looked_at(case.toy.variant))
-        return [fields.Change("config.json as it is", (), case.toy.config), *changes]
+        short, long = (fields.Change("config.json as it is", (), case.toy.config, long) for long in (False, True))
+        return [short, long, *changes]
 
     return _asked(lab, case.toy, "changed", made)
 
@@ -214,24 +215,40 @@ def _asked(lab, toy, name: str, made) -> list[tuple[fields.Change, dict, dict]]:
 
     def reference():
         changes, root = made(), lab.scratch(f"{toy}-{name}")
-        random, configs = [_draws(change) for change in changes], [change.config for change in changes]
-        answers = lab.clean_task(f"{_TASKS}:reference_variants", configs=configs, folder=str(root), random=random)
+        told = {"configs": [c.config for c in changes], "lengths": [c.length for c in changes], "random": [*map(_draws, changes)]}
+        answers = lab.clean_task(f"{_TASKS}:reference_variants", folder=str(root), **told)
         return changes, str(root), answers
 
     changes, root, hf = lab.once(("reference", toy, name), reference)
-    jobs = [_job(change, answer, hf[0]) for change, answer in zip(changes, hf, strict=True)]
+    base = _unchanged(zip(changes, hf, strict=True))
+    jobs = [_job(change, answer, base[change.length]) for change, answer in zip(changes, hf, strict=True)]
     bridge = lab.once((name, toy), lambda: lab.rank_task(f"{_TASKS}:variants", "tp1", folder=root, asked=jobs)[0])
     return list(zip(changes, hf, bridge, strict=True))
 
 
+def _unchanged(answers) -> dict[int, dict]:
+    """Tokens -> transformers' answer to config.json as it is: the first of that length."""
+    base: dict[int, dict] = {}
+    for change, hf, *_ in answers:
+        base.setdefault(change.length, hf)
+    return base
+
+
 def _draws(change: fields.Change) -> bool:
-    return not change.fields or any(RANDOM.search(field) for field in change.fields)
+    """Whether training passes are asked about: of the model as it is, and where a field is about random numbers."""
+    return not (change.fields or change.long) or any(RANDOM.search(field) for field in change.fields)
 
 
 def _job(change: fields.Change, hf: dict, base: dict) -> dict[str, Any]:
-    quiet = "logits" in hf and hf["dtype"] == base["dtype"] and hf["logits"].equal(base["logits"]) and not _draws(change)
+    quiet = "logits" in hf and hf["dtype"] == base["dtype"] and hf["logits"].equal(base["logits"])
+    alone = _draws(change) or change.length != fields.LENGTH
     vocab = (hf if "logits" in hf else base)["logits"].shape[-1]
-    return {"vocab": vocab, "random": _draws(change), "alike": change.kin if quiet else None}
+    return {
+        "vocab": vocab,
+        "length": change.length,
+        "random": _draws(change),
+        "alike": change.kin if quiet and not alone else None,
+    }
 
 
 CHECKS = [

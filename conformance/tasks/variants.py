@@ -76,20 +76,18 @@ def _value_of(config: dict, field: str) -> dict:
     return {"value": full[field]} if field in full else {}
 
 
-def reference_variants(configs: list[dict], folder: str, random: list[bool]) -> list[dict]:
+def reference_variants(folder: str, configs: list[dict], lengths: list[int], random: list[bool]) -> list[dict]:
     """*clean world*: for each config a folder ``folder/NUMBER`` and transformers' answer; the first is what the others are changes of.
 
-    An answer: logits [1, LENGTH, vocab] in fp32 and the dtype of its weights; `random` asks too whether a training pass draws random
+    An answer: logits [1, length, vocab] in fp32 and the dtype of its weights; `random` asks too whether a training pass draws random
     numbers, and the rate of dropout in attention. Or the error, and a folder with the first config's weights.
     """
     first: dict = {}
-    return [
-        _caught(_reference, config, Path(folder) / str(number), first, asked)
-        for number, (config, asked) in enumerate(zip(configs, random, strict=True))
-    ]
+    asked = zip(configs, lengths, random, strict=True)
+    return [_caught(_reference, Path(folder) / str(number), first, *job) for number, job in enumerate(asked)]
 
 
-def _reference(config: dict, folder: Path, first: dict, random: bool) -> dict:
+def _reference(folder: Path, first: dict, config: dict, length: int, random: bool) -> dict:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     try:
@@ -105,16 +103,16 @@ def _reference(config: dict, folder: Path, first: dict, random: bool) -> dict:
     else:
         _save(model, folder)
         (folder / "config.json").write_text(json.dumps(config))
-    answer = {"logits": _logits(model), "dtype": dtype}
+    answer = {"logits": _logits(model, length), "dtype": dtype}
     if not first:
         first |= {"folder": folder, "shapes": shapes}
         slow = _model(_parsed(config), filled=True)
         _fill(slow)
-        assert _logits(slow).equal(answer["logits"]), (
+        assert _logits(slow, length).equal(answer["logits"]), (
             "a model without transformers' initialisation is another: a buffer is left out"
         )
     if random:
-        answer |= {"random": _draws(model, lambda: _logits(model)), "rate": getattr(parsed, "attention_dropout", None)}
+        answer |= {"random": _draws(model, lambda: _logits(model, length)), "rate": getattr(parsed, "attention_dropout", None)}
     return answer
 
 
@@ -175,18 +173,18 @@ def _link(source: Path, folder: Path) -> None:
             os.link(path, folder / path.name)
 
 
-def _logits(model):
+def _logits(model, length: int = LENGTH):
     import torch
 
     with torch.no_grad():
-        return model(tokens(model.config.vocab_size)).logits
+        return model(tokens(model.config.vocab_size, length)).logits
 
 
-def tokens(vocab: int):
-    """Token ids [1, LENGTH]."""
+def tokens(vocab: int, length: int):
+    """Token ids [1, length]."""
     import torch
 
-    return torch.randint(3, vocab, (1, LENGTH), generator=torch.Generator().manual_seed(11))
+    return torch.randint(3, vocab, (1, length), generator=torch.Generator().manual_seed(11))
 
 
 def _draws(model, forward) -> bool:
@@ -209,8 +207,8 @@ def variants(adapter: str, plan: str, folder: str, asked: list[dict]) -> list[di
     """*rank* (one): the bridge's answer to each folder that `reference_variants` wrote, like its answers (logits only of fp32 models), or
     its error.
 
-    asked, by number: vocab (columns of the logits), random (whether training draws), alike (fields that did nothing in transformers, or
-    None). What did nothing is asked of the bridge together, and one by one only where together it is refused or does something.
+    asked, by number: vocab (columns of the logits), length, random (whether training draws), alike (fields that did nothing in
+    transformers, or None). What did nothing is asked of the bridge together, and one by one only where together it is refused or does something.
     """
     bridge = load_adapter(adapter)
     answers = [
@@ -226,9 +224,9 @@ def _variant(bridge, plan: str, folder: Path, job: dict) -> dict:
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     if dtype != "float32":
         return {"dtype": dtype}
-    answer = {"dtype": dtype, "logits": _bridge_logits(model, job["vocab"])}
+    answer = {"dtype": dtype, "logits": _bridge_logits(model, job)}
     if job["random"]:
-        answer["random"] = _draws(model, lambda: _bridge_logits(model, job["vocab"]))
+        answer["random"] = _draws(model, lambda: _bridge_logits(model, job))
         answer["rate"] = getattr(getattr(model, "config", None), "attention_dropout", None)
     return answer
 
@@ -282,8 +280,9 @@ def _write_merged(root: Path, group: list) -> Path:
     return folder
 
 
-def _bridge_logits(model, vocab: int):
+def _bridge_logits(model, job: dict):
     import torch
 
+    length, vocab = job["length"], job["vocab"]
     with torch.no_grad():
-        return model(tokens(vocab), torch.arange(LENGTH)[None], None)[..., :vocab].clone()
+        return model(tokens(vocab, length), torch.arange(length)[None], None)[..., :vocab].clone()
