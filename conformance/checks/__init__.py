@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
-from . import bits, config, flops, forward, gpu, grad, io, lineage, names, plan, pure, resources, roundtrip, scale
+from . import (
+    bits,
+    config,
+    explore,
+    flops,
+    forward,
+    gpu,
+    grad,
+    io,
+    lineage,
+    names,
+    plan,
+    pure,
+    resources,
+    roundtrip,
+    scale,
+    sensitivity,
+)
 from .base import Check
 
 CHECKS: dict[str, Check] = {
     check.id: check
-    for module in (names, lineage, roundtrip, bits, plan, forward, grad, config, flops, io, pure, resources, scale, gpu)
+    for module in (
+        names,
+        lineage,
+        roundtrip,
+        bits,
+        plan,
+        forward,
+        grad,
+        config,
+        sensitivity,
+        flops,
+        io,
+        pure,
+        resources,
+        scale,
+        explore,
+        gpu,
+    )
     for check in module.CHECKS
 }
 
