@@ -32,7 +32,7 @@ def case(family="qwen3", check="forward.logits", verdict="pass", plan="tp1", toy
 
 def all_kinds() -> list[dict]:
     """Cases of every verdict, two causes of failure, and messages that try to break out."""
-    rows = [case(plan=p) for p in ("tp1", "cp2")] + [case("llama", c) for c in ("forward.logits", "io.reload")]
+    rows = [case(plan=p) for p in ("tp1", "cp2")] + [case("llama", c, toy="Llama+mqa") for c in ("forward.logits", "io.reload")]
     rows += [
         case(verdict="fail", plan=p, message=LOGITS.format(e, n)) for n, (p, e) in enumerate((("tp4", 0.1), ("tp2", "2.3e-02")))
     ]

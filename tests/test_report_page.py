@@ -187,6 +187,8 @@ def test_browser_opens_a_case_by_its_address(browse):
     assert row["message"] in told and row["diagnosis"][0] in told and "Law: Logits equal those of transformers." in told
     for case_id in (row["id"], row["smaller"]):
         assert f"pytest conformance --bridge mine:ADAPTER --case {case_id}" in told
+    plus = next(r["id"] for r in all_kinds() if "+" in r["id"])
+    assert text_of(browse(f"#case={plus}"), 'id="panel-title"') == plus
     assert not re.search(r"<dialog[^>]*\bopen", browse("#case=qwen3/none"))
 
 
