@@ -9,7 +9,7 @@ SLACK = 1.05  # of what a rank holds, for what it reads
 TENSORS_AT_ONCE, ALLOWANCE = 4, 3 * 2**20  # of the largest tensor; bytes for the interpreter's own growth
 WIDE = 2**24  # bytes of the model whose export is watched
 PER_TENSOR = 4  # tensor collectives
-BEND = 2.5  # growth of calls from 10 to 20 layers over that from 5 to 10: 2 where calls grow with layers, 4 with their square
+BEND = 2.2  # growth of calls from 10 to 20 layers over that from 5 to 10: 2 where calls grow with layers, 4 with their square
 
 
 def reads(lab, case):
