@@ -156,12 +156,12 @@ def crash(lab, case):
 
 
 def _judge_megatron(lab, case, done, work):
+    _full(done, done["loaded"][str(work / "full" / "out")] == "right", "save_megatron")
     for saved, verdict in done["loaded"].items():
         if verdict == "wrong":
             raise LawBroken(f"save_megatron, {_moment(saved, done)}: what is left loads, with other weights")
         if saved in done["again"] and verdict != "right" and done["again"][saved] is None:
             raise LawBroken("save_megatron over what a kill left raises nothing and gives nothing that loads")
-    _full(done, done["loaded"][str(work / "full" / "out")] == "right", "save_megatron")
 
 
 def _judge_hf(lab, case, done, work):
