@@ -268,11 +268,14 @@ class AutoBridge:
         importer.load(model, source, architecture, progress=progress)
 
     def _live(self, model) -> Architecture:
-        """The architecture of a built model: its provider's (models built elsewhere: this bridge's), in the dtype it has now."""
+        """The architecture of a built model: its provider's (models built elsewhere: this bridge's), in the dtype it has now and with the
+        kind of expert modules it has."""
         chunk = as_chunks(model)[0]
         architecture = getattr(chunk, "hf_architecture", self.architecture)
-        dtype = str(next(chunk.parameters()).dtype).split(".")[-1]
-        return Architecture(self.family, {**architecture.settings, "params_dtype": dtype})
+        now = {"params_dtype": str(next(chunk.parameters()).dtype).split(".")[-1]}
+        if "moe_grouped_gemm" in architecture.settings:
+            now["moe_grouped_gemm"] = chunk.config.moe_grouped_gemm
+        return Architecture(self.family, {**architecture.settings, **now})
 
     def _listed_head(self) -> tuple[str, str] | None:
         """(head, embedding) where the source lists a tied head: the export lists it too."""
