@@ -82,7 +82,11 @@ def parse(text: str, adapter: Adapter) -> Case:
         )
     if check not in CHECKS or direction != CHECKS[check].direction:
         raise ValueError(f"case {text!r}: no check {check!r} of direction {direction!r}")
-    if why := adapter.possible(toy.config, plan):
+    try:
+        why = adapter.possible(toy.config, plan)
+    except KeyError as geometry:  # a geometry that means nothing
+        why = geometry
+    if why:
         raise ValueError(f"case {text!r}: {why}")
     gpu = toy.geometry in (ALIGNED, ALIGNED_DENSE) and CHECKS[check].gpu
     return Case(family, toy, plan, dtype, direction, check, gpu=gpu)
@@ -103,12 +107,15 @@ def enumerate_cases(adapter: Adapter, profile: str = "default") -> Iterator[Case
 
 
 def chosen(adapter: Adapter, profile: str, asked: list[str], *, gpu: bool = False) -> Iterator[Case]:
-    """Every listed case, then those that an id asks for beside the list; an id that means nothing is passed over (plugin.keep names it)."""
+    """Every listed case, then those of fixtures/found.txt and those that an id asks for; an id that means nothing is passed over
+    (plugin.keep names it)."""
     listed = set()
     for case in (*enumerate_cases(adapter, profile), *(gpu_cases(adapter) if gpu else ())):
         listed.add(case.id)
         yield case
-    for text in dict.fromkeys(asked):
+    known = families(adapter)
+    found = (text for text in fixtures.found() if text.split("/")[0] in known)
+    for text in dict.fromkeys((*found, *asked)):
         if text not in listed:
             with suppress(ValueError):
                 yield parse(text, adapter)

@@ -42,6 +42,7 @@ class Lab:
         self._fake: FakeWorld | None = None
         self._memory: OrderedDict[tuple, Any] = OrderedDict()
         self._keep = keep
+        self.profile = "default"
         self.seed = 0  # of the toys' weights
         self.snapshot = None  # syrupy's assertion of the running test
         self.error: float | None = None  # largest relative error the running check saw

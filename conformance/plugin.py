@@ -101,6 +101,7 @@ def lab(request, shardproof_labs):
         shardproof_labs[name] = Lab(load_adapter(name), name)
     lab = shardproof_labs[name]
     lab.snapshot, lab.error = _snapshot(request, lab.adapter), None
+    lab.profile = request.config.getoption("profile")
     lab.use("gpu" if case and case.gpu else "cpu", case and case.plan)
     return lab
 
