@@ -132,6 +132,7 @@ ADAPTERS = {
     "possible_lets_all_pass": (wrong("A", possible=lambda self, config, plan: None), "possible", "for pp64"),
     "snapshot_of_types": (wrong("A", snapshot=_settings_with_types), "snapshot", "what JSON does not hold"),
     "config_is_a_text": (wrong("A", rewrite_config=lambda self, config: "{}"), "rewrite_config", "gives str"),
+    "declares_a_text": (wrong("A", declared=lambda self, config: "use_cache"), "declared", "declared gives 'use_cache'"),
     "flops_is_a_float": (wrong("A", flops=lambda self, config, seq_len, batch: 1e9), "flops", "flops gives 1000000000.0"),
     "no_such_host": (wrong("A", host="shardproof.bridges.host:no_such"), "ranks", "no rank starts"),
     "needs_the_test_process": (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ import planted_adapters
 import pytest
 from shardproof.bridges.adapter import ADAPTER, ReferenceAdapter
 from shardproof.conformance import Verdict, load_adapter, parametrize_with_checks, run_conformance
+from shardproof.conformance.api import REQUIRED
+from shardproof.conformance.checks import CHECKS
 from shardproof.conformance.naming import name_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -201,3 +204,17 @@ def test_a_wheel_has_all_that_the_door_needs(tmp_path):
         done = pytest_in(empty, *words, PYTHONPATH=str(site))
         assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
         assert "site/shardproof/conformance/test_conformance.py" in done.stdout, done.stdout[-2000:]
+
+
+# ------------------------------------------------------------------------------------------------------------------------ docs
+def test_the_page_says_what_members_unlock():
+    """Law: docs/plug-in-your-bridge.md names, for each optional member, the checks that need it, and counts the planted adapters."""
+    text = (ROOT / "docs" / "plug-in-your-bridge.md").read_text()
+    told = {}
+    for line in re.findall(r"^\|(.*)\|$", text, re.M):
+        cells = line.split("|")
+        for member in re.findall(r"`(\w+)", cells[0]):
+            told[member] = set(re.findall(r"`(\w+\.\w+)`", cells[-1]))
+    members = [*REQUIRED, *(member for check in CHECKS.values() for member in check.needs)]
+    assert {m: told.get(m) for m in members} == {m: {c.id for c in CHECKS.values() if m in c.needs} for m in members}
+    assert f"{len(planted_adapters.ADAPTERS)} planted ones" in text

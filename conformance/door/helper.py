@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 
 from ..members import misfits
 
@@ -25,7 +26,7 @@ def main(requests: int, answers: int, name: str, rank_members: list[str]) -> Non
 
         def answer(make) -> None:
             try:
-                line = json.dumps({"result": make()})
+                line = json.dumps({"result": make()}, default=_listed)
             except Exception as error:
                 line = json.dumps({"error": [type(error).__name__, str(error), traceback.format_exc()]})
             outgoing.write(line + "\n")
@@ -75,6 +76,15 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _listed(value):
+    """What JSON has no word for and a list says as well."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, Iterator):
+        return list(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _plain(value) -> bool:

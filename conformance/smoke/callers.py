@@ -129,6 +129,15 @@ def flops(bench: Bench) -> str:
     return f"{found}"
 
 
+def declared(bench: Bench) -> str:
+    """Names of config fields."""
+    found = bench.call("declared", bench.toy.published)
+    fields = [] if isinstance(found, str) or not hasattr(found, "__iter__") else list(found)
+    if isinstance(found, str) or not hasattr(found, "__iter__") or not all(isinstance(field, str) for field in fields):
+        raise Wrong(f"declared gives {str(found)[:60]!r}", "It returns the names of config fields, a list of texts")
+    return f"{len(fields)} fields"
+
+
 def prove(bench: Bench) -> str:
     """None or a sentence."""
     found = bench.call("prove", bench.toy.config, SINGLE)

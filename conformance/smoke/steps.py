@@ -12,6 +12,7 @@ STEPS: tuple[Step, ...] = (
     Step("possible", callers.possible, ("family_of",)),
     Step("snapshot", callers.snapshot, ("possible",), ("snapshot",)),
     Step("rewrite_config", callers.rewrite_config, ("possible",), ("rewrite_config",)),
+    Step("declared", callers.declared, ("possible",), ("declared",)),
     Step("flops", callers.flops, ("possible",), ("flops",)),
     Step("prove", callers.prove, ("possible",), ("prove",)),
     Step("light", callers.light, ("possible",)),
