@@ -50,7 +50,7 @@ class Result:
     def __str__(self) -> str:
         from .report import matrix
 
-        return matrix(self.rows)
+        return matrix(self.rows, header=self.header)
 
 
 def run_conformance(
