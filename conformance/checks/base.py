@@ -99,6 +99,14 @@ def close(what: str, got, want, bound: float = PARITY) -> float:
     return error
 
 
+def names_in(shard) -> list[str]:
+    """Names of the tensors in one safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="pt") as file:
+        return list(file.keys())
+
+
 def disk(folder) -> dict[str, Any]:
     """Every tensor of a model folder, read with safetensors itself."""
     from safetensors.torch import load_file

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..api import LawBroken, offers
 from ..tasks import folders
-from .base import Check, bit_equal, disk, same_names
+from .base import Check, bit_equal, disk, names_in, same_names
 
 _FOLDERS = "shardproof.conformance.tasks.folders"
 _CRASHES = "shardproof.conformance.tasks.crashes"
@@ -35,6 +35,9 @@ def _index(folder):
     if index.exists():
         listed = json.loads(index.read_text())
         same_names("tensors in the index", listed["weight_map"], tensors)
+        for shard in folder.glob("*.safetensors"):
+            of_shard = [name for name, file in listed["weight_map"].items() if file == shard.name]
+            same_names(f"tensors that the index places in {shard.name}", dict.fromkeys(of_shard), dict.fromkeys(names_in(shard)))
         total = sum(t.numel() * t.element_size() for t in tensors.values())
         if listed["metadata"]["total_size"] != total:
             raise LawBroken(f"index total_size {listed['metadata']['total_size']}, the tensors have {total} bytes")
@@ -66,7 +69,7 @@ _LOADED_UNDER = {
 
 
 def perturbed(lab, case):
-    """Change every Megatron weight, write a folder, build from it: every rank has the changed weights again, bit for bit."""
+    """Change every Megatron weight, write a folder and a checkpoint, read them: every rank has the changed weights again, bit for bit."""
     folder, out = lab.folder(case.toy), lab.scratch(f"perturbed-{case.toy}-{case.plan}")
     for rank, wrong in enumerate(lab.rank_task(f"{_FOLDERS}:perturbed", case.plan, folder=str(folder), out=str(out))):
         if wrong:

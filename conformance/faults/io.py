@@ -1,10 +1,13 @@
 """Faults of the class `io`: folders that look finished, checkpoints that load into something else."""
 
+import contextlib
+import shutil
+import tempfile
 from pathlib import Path
 
 from .base import Fault
 from .bends import _reorder, layers
-from .levers import built, edit, models, parameters, saved
+from .levers import built, edit, models, parameters, rank, saved
 
 RELOAD, RESHARD = ("io.reload",), ("io.resharded",)
 INDEX = "model.safetensors.index.json"
@@ -119,6 +122,94 @@ def _bf16_saved(right, model, folder, out):
             param.copy_(value)
 
 
+def _source_again(right, model, folder, out):
+    """The source's files are copied, whatever the model is by now."""
+    if rank() == 0:
+        shutil.copytree(folder, out)
+    right(model, folder, Path(tempfile.mkdtemp(prefix="unused-")) / "hf")  # every rank takes part
+
+
+def _built_again(right, folder, saved, plan):
+    """Only the checkpoint's shell is read; weights come from the Hugging Face folder."""
+    right(folder, saved, plan)
+    return right.__self__.build(folder, plan, with_ddp=False)
+
+
+def _whole(right, model, folder, out):
+    """The folder that the right bridge writes, beside `out`; and `out`, made."""
+    beside = out.parent / f".{out.name}.whole"
+    shutil.rmtree(beside, ignore_errors=True)
+    right(model, folder, beside)
+    out.mkdir(parents=True)
+    return beside
+
+
+def _filled_in_place(right, model, folder, out):
+    """Files get their size and headers first, their values later."""
+    beside = _whole(right, model, folder, out)
+    shards = sorted(beside.glob("*.safetensors"))
+    for file in (f for f in beside.iterdir() if f not in shards):
+        shutil.copy(file, out)
+    for shard in shards:
+        content = shard.read_bytes()
+        header = 8 + int.from_bytes(content[:8], "little")
+        (out / shard.name).write_bytes(content[:header] + bytes(len(content) - header))
+    for shard in shards:
+        shutil.copy(shard, out)
+
+
+def _small_files_last(right, model, folder, out):
+    """Weights appear under their final name before the tokenizer does."""
+    beside = _whole(right, model, folder, out)
+    for file in sorted(beside.iterdir(), key=lambda file: file.name.startswith("tokenizer")):
+        shutil.copy(file, out)
+
+
+def _silent(right, model, folder, out):
+    """A disk error is written to a log that nobody reads."""
+    with contextlib.suppress(Exception):
+        right(model, folder, out)
+
+
+def _unlink(name):
+    return saved(lambda out: (out / name).unlink(missing_ok=True))
+
+
+def _everything_carried(right, model, folder, out):
+    right(model, folder, out)
+    for file in Path(folder).iterdir() if rank() == 0 else []:
+        if file.is_file() and not (out / file.name).exists() and file.suffix != ".safetensors" and "index" not in file.name:
+            shutil.copy(file, out)
+
+
+def _only_weights_known(right, folder, *args, **kwargs):
+    """Tensors whose names are not understood are passed over."""
+    from safetensors.torch import load_file, save_file
+
+    with tempfile.TemporaryDirectory() as other:
+        for file in Path(folder).iterdir():
+            if file.suffix == ".safetensors" and b"surplus" in file.read_bytes()[:100_000]:
+                tensors = {name: tensor for name, tensor in load_file(file).items() if name.endswith(("weight", "bias"))}
+                save_file(tensors, Path(other) / file.name, metadata={"format": "pt"})
+            else:
+                (Path(other) / file.name).symlink_to(file.resolve())
+        return right(Path(other), *args, **kwargs)
+
+
+def _needs_index(right, folder, *args, **kwargs):
+    if not (Path(folder) / INDEX).exists():
+        raise FileNotFoundError(f"{INDEX} is needed")
+    return right(folder, *args, **kwargs)
+
+
+def _anonymous(right, *args, **kwargs):
+    """Whatever is wrong with a folder is told in one sentence for all."""
+    try:
+        return right(*args, **kwargs)
+    except Exception:
+        raise RuntimeError("the checkpoint could not be loaded") from None
+
+
 FAULTS = [
     Fault("tokenizer_lost", "io", "the tokenizer is not carried over", RELOAD, saved(_tokenizer), bugs=("U177",)),
     Fault("generation_config_lost", "io", "the generation config is not carried over", RELOAD, saved(_generation), bugs=("U170", "U177")),
@@ -140,4 +231,21 @@ FAULTS = [
     Fault("checkpoint_incomplete", "io", "the final norm is saved as ones", RESHARD, {"save_megatron": _once_saved}, bugs=("U236", "U192")),
     Fault("checkpoint_rounded", "io", "the distributed checkpoint holds weights rounded to bf16", RESHARD, {"save_megatron": _bf16_saved},
           bugs=("U238",)),
+    Fault("source_copied", "io", "the source's files are written, not the model", ("io.perturbed",), {"save_hf": _source_again},
+          bugs=("U085", "U151")),
+    Fault("checkpoint_not_read", "io", "weights of a distributed checkpoint are taken from the Hugging Face folder", ("io.perturbed",),
+          {"load_megatron": _built_again}, bugs=("U235",)),
+    Fault("files_filled_in_place", "io", "files have their size before their values", ("io.crash",), {"save_hf": _filled_in_place}, bugs=("U175",)),
+    Fault("tokenizer_written_last", "io", "weights are in place before the tokenizer is", ("io.crash",), {"save_hf": _small_files_last},
+          bugs=("U177",)),
+    Fault("disk_errors_silent", "io", "a full disk is no error", ("io.crash",), {"save_hf": _silent}, bugs=("U176",)),
+    Fault("chat_template_lost", "io", "the chat template is not carried over", ("io.artifacts",), _unlink("chat_template.jinja"), bugs=("U177",)),
+    Fault("remote_code_lost", "io", "config.json names code that is not carried over", ("io.artifacts",), _unlink("modeling_own.py"),
+          bugs=("U172",)),
+    Fault("everything_carried_over", "io", "files of other formats and of quantisers are carried over", ("io.artifacts",),
+          {"save_hf": _everything_carried}, bugs=("U172", "U153")),
+    Fault("unknown_tensors_passed_over", "io", "tensors that nothing takes are passed over in silence", ("io.damaged",),
+          {"build": _only_weights_known}, bugs=("U023",)),
+    Fault("damage_not_named", "io", "an error does not say which tensor or file is wrong", ("io.damaged",), {"build": _anonymous}, bugs=("U023",)),
+    Fault("index_needed", "io", "a folder of one file has no index, and is refused", ("io.layouts",), {"build": _needs_index}, bugs=("U175",)),
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..api import load_adapter
+from ..api import load_adapter, offers
 from ..measure import FACTOR
 
 INDEX = "model.safetensors.index.json"
@@ -156,7 +156,8 @@ def exports(adapter: str, folders: list[str], plan: str) -> list[dict[str, Any] 
 
 
 def perturbed(adapter: str, folder: str, plan: str, out: str) -> list[str]:
-    """*rank*: change every weight, write a folder, build from it; names of this rank's weights that did not come back bit for bit."""
+    """*rank*: change every weight, write a folder and, where the bridge does, a distributed checkpoint, read each; names of this rank's
+    weights that did not come back bit for bit."""
     import torch
 
     bridge, path, out = load_adapter(adapter), Path(folder), Path(out)
@@ -164,14 +165,27 @@ def perturbed(adapter: str, folder: str, plan: str, out: str) -> list[str]:
     with torch.no_grad():
         for weight in _weights(chunks).values():
             weight.mul_(FACTOR).add_(0.0)  # padding stays 0, not -0
-    bridge.save_hf(chunks, path, out)
+    out.mkdir(parents=True, exist_ok=True)
+    bridge.save_hf(chunks, path, out / "hf")
     torch.distributed.barrier()
-    again, wrong = _weights(bridge.build(out, plan, with_ddp=False)), []
+    wrong = _changed(chunks, bridge.build(out / "hf", plan, with_ddp=False), "a folder")
+    if offers(bridge, ["save_megatron", "load_megatron"]):
+        bridge.save_megatron(chunks, path, out / "megatron")
+        torch.distributed.barrier()
+        wrong += _changed(chunks, bridge.load_megatron(path, out / "megatron", plan), "a checkpoint")
+    return wrong
+
+
+def _changed(chunks: list, read: list, what: str) -> list[str]:
+    """Names of weights that differ in some bit between a model and what was read of it."""
+    import torch
+
+    again, wrong = _weights(read), []
     for name, weight in _weights(chunks).items():
         width = {8: torch.int64, 4: torch.int32, 2: torch.int16}[weight.element_size()]
         if name not in again or not torch.equal(again[name].view(width), weight.view(width)):
-            wrong.append(name)
-    return wrong + [f"{name} (new)" for name in again if name not in _weights(chunks)]
+            wrong.append(f"{name} of {what}")
+    return wrong + [f"{name} (new) of {what}" for name in again if name not in _weights(chunks)]
 
 
 def _weights(chunks: list) -> dict[str, Any]:
