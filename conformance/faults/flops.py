@@ -1,7 +1,7 @@
 """Faults of the class `flops`: formulas that forget, double or overflow; and of the class `snapshot`."""
 
 from .base import Fault
-from .levers import misread
+from .levers import misread, modules, running
 from .router import TOPK, experts
 
 COUNTED, MONOTONE = ("flops.counted",), ("flops.monotone",)
@@ -71,6 +71,17 @@ def _router(config, tokens, seq_len):
     return -2 * tokens * config["hidden_size"] * many * config["num_hidden_layers"]
 
 
+def _twice(chunks):
+    def hook(module, args, out):
+        import torch
+
+        with torch.no_grad():
+            torch.matmul(args[0], module.weight.t())
+
+    for _, module in modules(chunks, "linear_proj"):
+        module.register_forward_hook(hook)
+
+
 def groups(model) -> bool:
     """Fewer groups than heads."""
     return (model.config.get("num_key_value_heads") or model.config["num_attention_heads"]) < model.config["num_attention_heads"]
@@ -95,6 +106,12 @@ FAULTS = [
     Fault("flops_with_backward", "flops", "the backward pass is counted too", COUNTED, _of(lambda n: 3 * n), bugs=("U213",)),
     Fault("flops_a_layer_less", "flops", "one layer is not counted", COUNTED, {"flops": _a_layer_less}, bugs=("U211",)),
     Fault("flops_overflow", "flops", "the count wraps at 2**31", MONOTONE, _of(lambda n: n % 2**31), bugs=("U208",)),
+    Fault("flops_vocabulary_capped", "flops", "the vocabulary is counted up to 65536 tokens", MONOTONE,
+          {"flops": misread(lambda c: c | {"vocab_size": min(c["vocab_size"], 2**16)})["flops"]}, bugs=("U214",)),
+    Fault("flops_cubic_in_length", "flops", "the count has a term cubic in blocks of 64 tokens", ("flops.additive",),
+          {"flops": lambda right, c, s, b: right(c, s, b) + b * (s // 64) ** 3}, bugs=("U210",)),
+    Fault("work_done_twice", "flops", "the output projection is computed twice, and one result thrown away", ("flops.plan",), running(_twice),
+          bugs=("U210",)),
     Fault("flops_not_linear_in_batch", "flops", "the count has a term quadratic in the batch", COUNTED,
           {"flops": lambda right, c, s, b: right(c, s, b) + b * b}, bugs=("U210",)),
     Fault("flops_layers_do_not_add", "flops", "the count is quadratic in the layers", COUNTED, _plus(_uneven_layers), bugs=("U211",)),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .base import Fault
 from .bends import _reorder, layers
-from .levers import built, edit, models, parameters, rank, saved
+from .levers import built, edit, models, parameters, rank, saved, several
 
 RELOAD, RESHARD = ("io.reload",), ("io.resharded",)
 INDEX = "model.safetensors.index.json"
@@ -228,6 +228,8 @@ FAULTS = [
     Fault("saved_dtype_wrong", "io", "the saved config names another dtype", RELOAD, saved(edit("config.json", _dtype)), bugs=("U157",)),
     Fault("reload_incomplete", "io", "one tensor of a distributed checkpoint is not loaded", RESHARD, _loaded(_fc2_left), bugs=("U235", "U236")),
     Fault("reload_shifted", "io", "a distributed checkpoint loads layers into their neighbours", RESHARD, _loaded(_shifted), bugs=("U236",)),
+    Fault("reload_shifted_in_pipeline", "io", "in a pipeline, layers of a checkpoint load into their neighbours", RESHARD,
+          _loaded(lambda chunks: _shifted(chunks) if several("pp")() else None), bugs=("U236", "U239")),
     Fault("checkpoint_incomplete", "io", "the final norm is saved as ones", RESHARD, {"save_megatron": _once_saved}, bugs=("U236", "U192")),
     Fault("checkpoint_rounded", "io", "the distributed checkpoint holds weights rounded to bf16", RESHARD, {"save_megatron": _bf16_saved},
           bugs=("U238",)),
