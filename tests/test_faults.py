@@ -47,7 +47,7 @@ CLASSES = {
         "export config",
         "export",
     ),
-    *("values", "io", "state", "flops", "snapshot", "scale"),
+    *("values", "io", "state", "resources", "flops", "snapshot", "scale"),
 }
 
 
@@ -211,7 +211,9 @@ def test_a_planted_adapter_offers_what_the_right_one_does():
 
     planted = plant("flops_with_backward", Thin())
     assert planted.flops({}, 1, 1) == 21 and planted.host is None and "flops_with_backward" in planted.name
-    assert not hasattr(planted, "snapshot")
+    assert not hasattr(planted, "snapshot") and not hasattr(planted, "rank_name")
+    Thin.rank_name = "there:ADAPTER"  # an adapter in another interpreter: the fault is planted there too
+    assert planted.rank_name == "flops_with_backward@there:ADAPTER"
 
 
 def test_a_shared_reordering_must_keep_every_element():

@@ -84,5 +84,7 @@ class Planted:
 
     def __getattr__(self, member: str):
         right = getattr(object.__getattribute__(self, "right"), member)  # an AttributeError where the right one offers less
+        if member == "rank_name":  # of an adapter in another interpreter: the fault goes there with it
+            return f"{self.fault.name}@{right}"
         lever = self.fault.levers.get(member)
         return partial(lever, right) if lever else right

@@ -101,6 +101,11 @@ def _old_spelling_alone(config):
     return {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype")}
 
 
+def _described_otherwise(right, config):
+    absent = "rope_theta" not in config and "rope_theta" not in (config.get("rope_parameters") or {})
+    return right(config | {"rope_theta": 123456.0} if absent else config)
+
+
 def _nulls(model):
     return any(value is None for value in model.config.values())
 
@@ -124,6 +129,8 @@ FAULTS = [
           misread(_known_alone), bugs=("U115", "U137")),
     Fault("new_spelling_not_read", "config", "rope and dtype are read in their old spelling alone", ("config.spelling",),
           misread(_old_spelling_alone), lambda m: "rope_theta" in m.config, bugs=("U092", "U136")),
+    Fault("absent_field_described_otherwise", "config", "settings of an absent rope base are those of another family", ("config.defaults",),
+          {"snapshot": _described_otherwise}, lambda m: "rope_theta" in m.config, bugs=("U092", "U134")),
     Fault("field_not_exported", "export config", "a rope field is not written back", BACK, rewritten(_without("rope_theta", "rope_parameters")),
           bugs=("U171",)),
     Fault("tie_flag_flipped", "export config", "the tie flag is written back the other way", BACK,

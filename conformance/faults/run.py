@@ -16,11 +16,21 @@ from .base import Fault, Model, Planted
 KILLED, SURVIVED, CRASHED, NOT_RUN = "killed", "survived", "crashed", "not run"
 
 # Checks that call nothing but what they name under `needs`; and groups whose checks ask nothing of the test process (tested).
-NEEDS_ALONE = ("config.roundtrip", "config.snapshot", "flops.counted", "flops.monotone", "flops.additive", "scale.proof")
+NEEDS_ALONE = (
+    *(
+        "config.roundtrip",
+        "config.snapshot",
+        "config.defaults",
+        "flops.counted",
+        "flops.monotone",
+        "flops.additive",
+        "scale.proof",
+    ),
+)
 RANKS_ALONE = ("names", "lineage", "roundtrip", "bits", "plan", "forward", "grad", "io", "resources")
-# Checks that build a hundred models a case: asked of the classes whose faults they are about.
+# Checks that build many models a case: asked of the classes whose faults they are about, and of the faults that they own.
 ABOUT_FIELDS = ("config", "rope", "attention", "router")
-COSTLY = dict.fromkeys(("config.sensitivity", "config.declared", "config.spelling"), ABOUT_FIELDS)
+COSTLY = dict.fromkeys(("config.sensitivity", "config.declared", "config.spelling"), ABOUT_FIELDS) | {"explore.drawn": ("scale",)}
 
 
 def reached(check: str, fault: Fault) -> bool:
@@ -120,7 +130,8 @@ class Runner:
         if not all(f is None or f.at_home for f in (fault, wrong and wrong.fault)):
             self.lab.forget()
         self.lab.adapter = Planted(fault, self.right) if fault else self.right
-        self.lab.adapter_name = f"{fault.name}@{self.bridge}" if fault and not fault.at_home else self.bridge
+        name = f"{fault.name}@{self.bridge}" if fault and not fault.at_home else self.bridge
+        self.lab.adapter_name = getattr(self.right if name == self.bridge else self.lab.adapter, "rank_name", name)
         self.lab.snapshot = Reviewed(self.right)
 
     def case(self, check: str, site: Site) -> Case | None:

@@ -1,6 +1,7 @@
 """Faults of the class `scale`: what only true sizes show. The bridge's own proof meets them; the fault is in what it proves."""
 
 from .base import Fault
+from .levers import built, parameters
 
 SCALE = ("scale.proof",)
 
@@ -23,8 +24,19 @@ def _another_stage(right, config, plan):
     return right(config, plan)
 
 
+def _sizes_assumed(chunks):
+    """Norms are off where sizes are not those of the toys that somebody wrote down."""
+    for model in chunks:
+        config = model.config
+        if config.kv_channels % 8 or config.num_layers in (3, 7, 9):
+            for _, param in parameters([model], "final_layernorm.weight"):
+                param.data.mul_(1.5)
+
+
 FAULTS = [
     Fault("numbers_wrap_at_true_size", "scale", "row numbers wrap at true sizes", SCALE, {"prove": _wraps}, bugs=("U078",)),
+    Fault("sizes_assumed", "scale", "right for the sizes that tests were written with, wrong for others", ("explore.drawn",),
+          built(_sizes_assumed)),
     Fault("deep_pipeline_uneven", "scale", "a deep pipeline is built with other stages than the moves fill", SCALE,
           {"build_on_meta": _another_stage}, bugs=("U059",)),
 ]  # fmt: skip
