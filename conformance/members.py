@@ -6,6 +6,8 @@ import inspect
 
 from .api import REQUIRED, Adapter
 
+PLAIN_MEMBERS = ("preload", "snapshots")  # optional, and no methods
+
 
 def misfits(adapter) -> list[str]:
     """Sentences about members that are missing, of the wrong kind, or do not take what the suite passes."""

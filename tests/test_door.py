@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shardproof import fixtures
 from shardproof.conformance.api import NotRun, load_adapter, rank_members
 from shardproof.conformance.door import DoorError, RemoteAdapter, RemoteError, is_exec, open_door
 from shardproof.conformance.worlds import Pool, RankError, WorldError, wire
@@ -130,6 +131,14 @@ def test_rank_methods_are_not_called_here(odd):
     assert set(rank_members()) == {
         "build", "build_on_meta", "export_weights", "export_gradients", "save_hf", "save_megatron", "load_megatron",
     } | (set(rank_members()) & {"load_optimizer", "save_optimizer"})  # fmt: skip
+
+
+def test_an_adapter_that_hands_its_members_on_comes_through(tmp_path):
+    """Law: a planted fault behind the door, and any wrapper that finds its members by __getattr__, has the members of what it wraps."""
+    planted = load_adapter(f"flops_without_head@{REFERENCE}")
+    right, config = load_adapter(REFERENCE), fixtures.published("Qwen/Qwen3-0.6B")
+    assert planted.rank_name == "flops_without_head@shardproof.bridges.adapter:ADAPTER" and planted.host == right.host
+    assert 0 < planted.flops(config, 8, 1) < right.flops(config, 8, 1)
 
 
 def test_what_the_adapter_raises_comes_over(odd):

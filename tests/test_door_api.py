@@ -203,7 +203,10 @@ def test_a_wheel_has_all_that_the_door_needs(tmp_path):
         words = ["--pyargs", "shardproof.conformance", "--bridge", bridge, f"--case={NAMES}", "-v", "--rootdir", str(empty)]
         done = pytest_in(empty, *words, PYTHONPATH=str(site))
         assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
-        assert "site/shardproof/conformance/test_conformance.py" in done.stdout, done.stdout[-2000:]
+    text = "import shardproof.conformance.plugin as p; print(p.__file__)"
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", text], cwd=empty, capture_output=True, text=True, env=env, timeout=60)
+    assert done.stdout.startswith(str(site)), done.stdout + done.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------------------ docs

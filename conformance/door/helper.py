@@ -13,7 +13,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from ..members import misfits
+from ..api import REQUIRED, Adapter
+from ..members import PLAIN_MEMBERS, misfits
 
 # What a report should say about the other side.
 _PACKAGES = ("torch", "megatron-core", "transformers", "safetensors", "numpy")
@@ -50,10 +51,11 @@ def main(requests: int, answers: int, name: str, rank_members: list[str]) -> Non
 def description(adapter, rank_members: list[str]) -> dict:
     """What the parent must know: plain attributes by value, the names of methods, versions."""
     values, methods = {}, []
-    for member in dir(adapter):
-        if member.startswith("_"):
+    known = {*dir(adapter), *vars(Adapter), *REQUIRED, *PLAIN_MEMBERS}  # one that hands its members on lists none of them
+    for member in sorted(name for name in known if not name.startswith("_")):
+        value = getattr(adapter, member, adapter)
+        if value is adapter:
             continue
-        value = getattr(adapter, member)
         if callable(value):
             methods.append(member)
         elif isinstance(value, _PLAIN) and _plain(value):
