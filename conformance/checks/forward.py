@@ -1,6 +1,7 @@
 """forward.*: logits equal transformers' in fp32 with loud weights."""
 
 from ..api import LawBroken
+from ..plans import SINGLE
 from ..tasks import probes
 from .base import Check, close, every_plan
 
@@ -17,7 +18,9 @@ def long(lab, case):
     """Past position 1000, where scaled rope shows, logits still equal transformers'."""
     shared = {"folder": str(lab.folder(case.toy)), "vocab": case.toy.config["vocab_size"]}
     want = lab.clean_task("long_reference", **shared)
-    lab.note(close("logits at positions past 1000", lab.rank_task("long_logits", case.plan, **shared)[0], want))
+    task = "long_logits" if case.plan == SINGLE else f"{_TASKS}:long"
+    got = next(r for r in lab.rank_task(task, case.plan, **shared) if r is not None)
+    lab.note(close("logits at positions past 1000", got, want))
 
 
 def causal(lab, case):
@@ -60,9 +63,10 @@ def _probe_plans(toy, possible, first):
 
 
 def _where_rope_scales(toy, possible, first):
-    """One rank; the family's first variant and those whose rope is scaled."""
+    """One rank (nightly also tensor- and context-parallel ones); the family's first variant and those whose rope is scaled."""
+    plans = [p for p in possible if p in (SINGLE, "tp2,cp2,sp", "tp2,cp2,sp,ep2,etp1")]
     scaled = toy.config.get("rope_scaling") or (toy.config.get("rope_parameters") or {}).get("rope_type", "default") != "default"
-    return possible[:1] if scaled or (first and toy.geometry == "default") else []
+    return plans if scaled or (first and toy.geometry == "default") else []
 
 
 CHECKS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..api import load_adapter
-from ..measure import SEQ, _run_schedule, _transformers, inputs
+from ..measure import LONG, LONG_FROM, SEQ, _run_schedule, _transformers, inputs
 
 CHANGED = (
     5,
@@ -45,6 +45,17 @@ def bridge(adapter: str, folder: str, plan: str, vocab: int) -> dict | None:
     return out if out["plain"] is not None else None
 
 
+def long(adapter: str, folder: str, plan: str, vocab: int):
+    """*rank*: the bridge's logits of measure.long_reference's sequence past LONG_FROM, through the schedule; from the rank that has them."""
+    import torch
+
+    chunks = load_adapter(adapter).build(Path(folder), plan, with_ddp=False)
+    ids = inputs(vocab, seq_len=LONG, batch=1)[0].expand(4, -1)  # a row for each micro-batch
+    with torch.no_grad():
+        logits = _run_schedule(chunks, vocab, forward_only=True, batch=(ids, torch.zeros(*ids.shape, 1).expand(-1, -1, vocab)))
+    return None if logits is None else logits[:1, LONG_FROM:].clone()
+
+
 def alone(folder: str, vocab: int):
     """*clean world*: transformers' logits of every row cut to SHORT tokens, [batch, SHORT, vocab]: no padding anywhere."""
     import torch
@@ -53,4 +64,4 @@ def alone(folder: str, vocab: int):
         return _transformers(folder)(inputs(vocab)[0][:, :SHORT]).logits
 
 
-__all__ = ["CHANGED", "SEQ", "SHORT", "SHORT_ROWS", "alone", "batches", "bridge"]
+__all__ = ["CHANGED", "SEQ", "SHORT", "SHORT_ROWS", "alone", "batches", "bridge", "long"]
