@@ -41,8 +41,8 @@ class ReferenceAdapter:
         provider = Provider(find_family(config).architecture(config))
         return provider.family.rules.write(provider.architecture.settings, config)
 
-    def declared(self, config) -> set[str]:
-        return find_family(config).rules.known()
+    def declared(self, config) -> list[str]:
+        return sorted(find_family(config).rules.known())
 
     def flops(self, config, seq_len: int, batch: int) -> int:
         return find_family(config).architecture(config).flops(seq_len, batch)

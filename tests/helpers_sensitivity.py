@@ -46,7 +46,7 @@ class Silent(ReferenceAdapter):
     """Does not say that it knows use_cache."""
 
     def declared(self, config):
-        return super().declared(config) - {"use_cache"}
+        return [field for field in super().declared(config) if field != "use_cache"]
 
 
 class Dropping(ReferenceAdapter):

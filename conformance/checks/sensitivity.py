@@ -12,7 +12,10 @@ from ..tasks.variants import RANDOM
 from .base import PARITY, Check, close
 
 _TASKS = "shardproof.conformance.tasks.variants"
+_PART = 64  # changes in a task
 _TOLD = 8  # broken changes that a message shows in full
+
+Answer = tuple[fields.Change, dict, dict]
 
 
 def where_fields_are_new(toy, possible: list[str], first: bool) -> list[str]:
@@ -61,10 +64,10 @@ def spelling(lab, case):
 
     def made():
         known = _known(lab, case.toy)
-        spelt = {"as published": config, **fields.spellings(config, known["written"], known["aliases"])}
+        spelt = fields.spellings(config, known["written"], known["aliases"])
         return [fields.Change(name, (), text, long=True) for name, text in spelt.items()]
 
-    base, *answers = _asked(lab, case.toy, "spelt", made)
+    base, *answers = _asked(lab, case.toy, "spelt", [fields.Change("as published", (), config, long=True)], made)
     broken, same = [], 0
     for change, hf, bridge in answers:
         if "error" in hf or not hf["logits"].equal(base[1]["logits"]):
@@ -194,35 +197,45 @@ def effect(hf: dict, base: dict) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- both sides
-def _answers(lab, case) -> list[tuple[fields.Change, dict, dict]]:
+def _answers(lab, case) -> list[Answer]:
     """(change, transformers' answer, the bridge's) for the toy itself, in short and long, then every change."""
 
     def made():
         known = _known(lab, case.toy)
-        changes = fields.changes(case.toy.config, known["held"], known["aliases"], looked_at(case.toy.variant))
-        short, long = (fields.Change("config.json as it is", (), case.toy.config, long) for long in (False, True))
-        return [short, long, *changes]
+        return fields.changes(case.toy.config, known["held"], known["aliases"], looked_at(case.toy.variant))
 
-    return _asked(lab, case.toy, "changed", made)
+    base = [fields.Change("config.json as it is", (), case.toy.config, long) for long in (False, True)]
+    return _asked(lab, case.toy, "changed", base, made)
 
 
 def _known(lab, toy) -> dict[str, Any]:
     return lab.once(("reference", toy, "fields"), lambda: lab.clean_task(f"{_TASKS}:known_fields", config=toy.config))
 
 
-def _asked(lab, toy, name: str, made) -> list[tuple[fields.Change, dict, dict]]:
-    """Both sides' answers to the changes that `made` gives; transformers' are kept for every adapter, with their folders."""
+def _asked(lab, toy, name: str, base: list[fields.Change], made) -> list[Answer]:
+    """Both sides' answers to the changes that `made` gives, `base` before them; transformers' are kept for every adapter, with their
+    folders. Asked in parts, so that no task takes long on a slow machine."""
 
     def reference():
-        changes, root = made(), lab.scratch(f"{toy}-{name}")
-        told = {"configs": [c.config for c in changes], "lengths": [c.length for c in changes], "random": [*map(_draws, changes)]}
-        answers = lab.clean_task(f"{_TASKS}:reference_variants", folder=str(root), **told)
-        return changes, str(root), answers
+        rest = made()
+        parts = [rest[at : at + _PART] for at in range(0, len(rest), _PART)] or [[]]
+        return [_of_transformers(lab, f"{toy}-{name}-{number}", [*base, *part]) for number, part in enumerate(parts)]
 
-    changes, root, hf = lab.once(("reference", toy, name), reference)
+    parts = lab.once(("reference", toy, name), reference)
+    answers = lab.once((name, toy), lambda: [_of_bridge(lab, *part) for part in parts])
+    return [answer for number, part in enumerate(answers) for answer in part[len(base) if number else 0 :]]
+
+
+def _of_transformers(lab, name: str, changes: list[fields.Change]) -> tuple:
+    root = lab.scratch(name)
+    told = {"configs": [c.config for c in changes], "lengths": [c.length for c in changes], "random": [*map(_draws, changes)]}
+    return changes, str(root), lab.clean_task(f"{_TASKS}:reference_variants", folder=str(root), **told)
+
+
+def _of_bridge(lab, changes: list[fields.Change], root: str, hf: list[dict]) -> list[Answer]:
     base = _unchanged(zip(changes, hf, strict=True))
     jobs = [_job(change, answer, base[change.length]) for change, answer in zip(changes, hf, strict=True)]
-    bridge = lab.once((name, toy), lambda: lab.rank_task(f"{_TASKS}:variants", "tp1", folder=root, asked=jobs)[0])
+    bridge = lab.rank_task(f"{_TASKS}:variants", "tp1", folder=root, asked=jobs)[0]
     return list(zip(changes, hf, bridge, strict=True))
 
 
