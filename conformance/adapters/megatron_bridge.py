@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from .common import HOST, impossible, parallel_settings, peer
+from .common import HOST, config_of, impossible, parallel_settings, peer
 
 # Architectures of its AutoBridge.list_supported_models() in 0.6.2 that the suite has configs of: text models.
 FAMILIES = {
@@ -16,8 +17,10 @@ FAMILIES = {
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3_moe",
 }
-# Kernels that a machine without a GPU has not; arithmetic that they fuse is done unfused.
-_UNFUSED = ("apply_rope_fusion", "gradient_accumulation_fusion")
+# Kernels that a machine without a GPU has not; what they fuse is done step by step.
+_UNFUSED = ("apply_rope_fusion", "gradient_accumulation_fusion", "moe_permute_fusion")
+# Tensors with a row a token.
+_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 class MegatronBridge:
@@ -26,6 +29,10 @@ class MegatronBridge:
     name = "megatron-bridge"
     host = HOST
     preload = ("megatron.bridge",)
+
+    def __init__(self, *, trim: bool = False):
+        """trim: cut the padding rows of the vocabulary off what it exports, to see what else there is."""
+        self.trim = trim
 
     def family_of(self, config) -> str | None:
         return next((FAMILIES[a] for a in config.get("architectures") or () if a in FAMILIES), None)
@@ -39,11 +46,19 @@ class MegatronBridge:
         return provider.provide_distributed_model(wrap_with_ddp=with_ddp, ddp_config=_ddp_config() if with_ddp else None)
 
     def export_weights(self, model: list, folder: Path):
+        rows = config_of(folder)["vocab_size"] if self.trim else None
         for name, weight in _bridge(folder).export_hf_weights(model, cpu=True, show_progress=False):
+            weight = weight[:rows] if name in _VOCABULARY else weight
             yield name, weight.clone()  # cpu=True copies what lies on a GPU; here it may be the parameter itself
 
     def save_hf(self, model: list, folder: Path, out: Path) -> None:
         _bridge(folder).save_hf_pretrained(model, str(out), show_progress=False)
+
+    def save_megatron(self, model: list, folder: Path, out: Path) -> None:
+        _bridge(folder).save_megatron_model(model, str(out))
+
+    def load_megatron(self, folder: Path, saved: Path, plan: str) -> list:
+        return _bridge(folder).load_megatron_model(str(saved), mp_overrides=_plan_settings(plan))
 
 
 def _bridge(folder: Path):
@@ -52,15 +67,18 @@ def _bridge(folder: Path):
 
 def _configure(provider, plan: str) -> None:
     """A plan and the CPU's limits as the provider's settings, as its documentation has users set them before finalize()."""
-    for name, value in parallel_settings(plan).items():
+    for name, value in (_plan_settings(plan) | dict.fromkeys(_UNFUSED, False)).items():
         setattr(provider, name, value)
-    for name in _UNFUSED:
-        setattr(provider, name, False)
     provider.should_pad_vocab = True  # a toy's vocabulary does not divide by tp
-    if provider.virtual_pipeline_model_parallel_size:
-        # Its training configuration sets these for interleaved stages; batched messages are silently wrong there in megatron-core.
-        provider.overlap_p2p_comm, provider.batch_p2p_comm = True, False
     provider.finalize()
+
+
+def _plan_settings(plan: str) -> dict[str, Any]:
+    settings = parallel_settings(plan)
+    if settings["virtual_pipeline_model_parallel_size"]:
+        # Its training configuration sets these for interleaved stages; batched messages are silently wrong there in megatron-core.
+        settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
+    return settings
 
 
 def _ddp_config():
@@ -70,3 +88,4 @@ def _ddp_config():
 
 
 ADAPTER = MegatronBridge()
+TRIMMED = MegatronBridge(trim=True)
