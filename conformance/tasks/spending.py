@@ -71,6 +71,10 @@ def _counted_safetensors(count: dict[str, int]) -> Iterator[None]:
         def get_tensor(self, name):
             return _note(self._file.get_tensor(name), count)
 
+        def get_tensors(self, *args, **kwargs):
+            found = self._file.get_tensors(*args, **kwargs)  # what load_file calls
+            return {name: _note(tensor, count) for name, tensor in found.items()}
+
         def get_slice(self, name):
             return _CountedSlice(self._file.get_slice(name), count)
 
