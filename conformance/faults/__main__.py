@@ -15,7 +15,7 @@ from ..checks import CHECKS
 from . import faults, worker
 from .base import Fault
 from .matrix import FILE, Matrix, committed
-from .run import COSTLY, CRASHED, KILLED, Site
+from .run import COSTLY, CRASHED, KILLED, NOT_RUN, SURVIVED, Site
 
 
 def main() -> int:
@@ -103,7 +103,8 @@ def _jobs(matrix: Matrix, chosen, places, options):
             others = [c for c in CHECKS if c not in fault.owners and (c not in COSTLY or fault.klass in COSTLY[c])]
             everything = (options.everywhere or site == turn) and not options.owners
             for stage, wanted in ((0 if site == turn else 1, fault.owners), (2, others if everything else ())):
-                if asked := [check for check in wanted if known.get(check, CRASHED) == CRASHED]:
+                done = (KILLED,) if wanted is fault.owners else (KILLED, SURVIVED, NOT_RUN)  # an owner that missed is asked again
+                if asked := [check for check in wanted if known.get(check) not in done]:
                     found.append((stage, site.family, name, site, asked))
     return [job[2:] for job in sorted(found, key=lambda job: job[:2]) if not options.family or job[1] in options.family]
 

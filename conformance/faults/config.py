@@ -140,7 +140,7 @@ FAULTS = [
           bugs=("U171", "U149")),
     Fault("nulls_not_exported", "export config", "null fields are not written back", BACK, rewritten(_null_gone), _nulls, bugs=("U134",)),
     Fault("norm_topk_always_false", "export config", "norm_topk_prob is always written as false", BACK,
-          rewritten(lambda c: c | {"norm_topk_prob": False}), _field("norm_topk_prob"), bugs=("U127",)),
+          rewritten(lambda c: c | {"norm_topk_prob": False}), lambda m: bool(m.config.get("norm_topk_prob")), bugs=("U127",)),
     Fault("spelling_changed", "export config", "an old spelling is written back in the new one", BACK, rewritten(_theta_moved),
           _field("rope_theta"), bugs=("U092",)),
     Fault("architecture_renamed", "export config", "the architecture is written back under another name", BACK,

@@ -56,6 +56,8 @@ def _qk_gradients_stay(chunks):
     """Gradients of query and key norms are not added over tensor-parallel ranks."""
     for model in models(chunks):
         model.config.qk_layernorm = False
+    for _, param in parameters(models(chunks), "q_layernorm.weight", "k_layernorm.weight"):
+        param.sequence_parallel = False
 
 
 def _no_reduction(chunks):

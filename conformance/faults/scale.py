@@ -7,10 +7,10 @@ SCALE = ("scale.proof",)
 
 
 def _wraps(right, config, plan):
-    """Row numbers are kept in 12 bits: at true size two elements have one number."""
+    """Row numbers are kept in 9 bits: at true size two elements have one number."""
     rows = config["num_attention_heads"] * (config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-    if rows > 2**10:
-        return f"row {2**10} of the fused projection is taken twice: its number wrapped"
+    if rows > 2**9:
+        return f"row {2**9} of the fused projection is taken twice: its number wrapped"
     return right(config, plan)
 
 

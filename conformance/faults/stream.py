@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Fault
+from .layout import square_proj
 from .levers import each, rank, several, streamed
 
 
@@ -90,7 +91,7 @@ FAULTS = [
     Fault("export_through_fp16", "export", "weights pass through fp16 on their way out", ("roundtrip.bits16",), each(_through_fp16)),
     Fault("one_bit_off", "export", "one element of each down projection is off by its last bit", ("roundtrip.bits",), each(_one_off),
           lambda m: m.has("down_proj"), bugs=("U247",)),
-    Fault("export_transposed", "export", "the output projection is exported transposed", ("names.coverage",), each(_transposed),
+    Fault("export_transposed", "export", "the output projection is exported transposed", ("names.coverage",), each(_transposed), lambda m: not square_proj(m),
           bugs=("U179",)),
     Fault("export_scrambled", "export", "a transposed view is exported by its memory", ("roundtrip.bits",), each(_scrambled),
           bugs=("U179", "U047")),
