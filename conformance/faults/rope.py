@@ -120,7 +120,7 @@ FAULTS = [
           misread(_whole),           partial, bugs=("U102", "U137")),
     Fault("rope_pairs_interleaved", "rope", "q and k rows are in the order of interleaved pairs, the model turns halves", LOGITS,
           bent(qkv(_only(slice(0, -1), _pairs)))),
-    Fault("rope_interleaved_flag", "rope", "rows are in halves and the model turns interleaved pairs, or the other way about", LOGITS, running(_interleaved_flag),
+    Fault("rope_interleaved_flag", "rope", "the model turns interleaved pairs where halves are meant, or the other way about", LOGITS, running(_interleaved_flag),
           bugs=("U104",)),
     Fault("rope_dropped", "rope", "the model has no rotary embedding at all", LOGITS, angles(lambda table: 0 * table), bugs=("U093", "U094")),
     Fault("rope_turns_backwards", "rope", "angles have the other sign", LOGITS, angles(lambda table: -table)),
