@@ -1,6 +1,7 @@
 """Faults of the class `flops`: formulas that forget, double or overflow; and of the class `snapshot`."""
 
 from .base import Fault
+from .layout import oblong
 from .levers import misread, modules, running
 from .router import TOPK, experts
 
@@ -100,7 +101,7 @@ FAULTS = [
     Fault("flops_of_causal_half", "flops", "half of the scores are counted", COUNTED, _plus(_half_scores), bugs=("U209",)),
     Fault("flops_kv_of_every_head", "flops", "keys and values are counted for every query head", COUNTED, _plus(_kv_of_every_head), groups,
           bugs=("U209", "U133")),
-    Fault("flops_by_hidden_size", "flops", "attention is counted by the hidden size, not by heads and head dim", COUNTED, _plus(_hidden_ratio),
+    Fault("flops_by_hidden_size", "flops", "attention is counted by the hidden size, not by heads and head dim", COUNTED, _plus(_hidden_ratio), oblong,
           bugs=("U209",)),
     Fault("flops_of_embedding", "flops", "looking up the embedding is counted as a product", COUNTED, _plus(_embedding)),
     Fault("flops_with_backward", "flops", "the backward pass is counted too", COUNTED, _of(lambda n: 3 * n), bugs=("U213",)),

@@ -82,6 +82,11 @@ def square_proj(model) -> bool:
     return (c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]) * c["num_attention_heads"] == c["hidden_size"]
 
 
+def oblong(model) -> bool:
+    """An output projection that its transpose is not."""
+    return not square_proj(model)
+
+
 def _transpose(tensor, config):
     return tensor.T.contiguous() if tensor.shape[0] == tensor.shape[1] else tensor
 

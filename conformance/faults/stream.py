@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import Fault
-from .layout import square_proj
+from .layout import oblong
 from .levers import each, rank, several, streamed
 
 
@@ -50,11 +50,6 @@ def _one_off(name, tensor):
 
 def _transposed(name, tensor):
     return tensor.T.contiguous() if tensor.dim() == 2 and "o_proj" in name else tensor
-
-
-def oblong(model) -> bool:
-    """An output projection that its transpose is not."""
-    return not square_proj(model)
 
 
 def _scrambled(name, tensor):
