@@ -110,9 +110,10 @@ def biases(*, attention: str = "attention_bias", mlp: str | None = "mlp_bias") -
     def read(hf, v):
         on = [typed(k, hf.get(k, False), bool) for k in keys]
         if any(on) and (not all(on) or mlp is None):
+            said = ", ".join(f"{key!r} = {value}" for key, value in zip(keys, on, strict=True))
             raise ConfigError(
-                f"config field {attention!r} = {on[0]} without biases in the MLP is not supported: megatron-core's add_bias_linear"
-                " gives biases to attention and MLP together"
+                f"config fields {said}: biases in attention or MLP alone are not supported, megatron-core's add_bias_linear gives"
+                " them to both"
             )
         return {"add_bias_linear": all(on)}
 
@@ -159,7 +160,9 @@ def rope(*, partial: float | None = None, base: float = 10000.0) -> Rule:
         if kind == "linear":
             out["seq_len_interpolation_factor"] = typed("rope_scaling.factor", params.pop("factor", None), float)
         elif kind == "llama3":
-            original = params.pop("original_max_position_embeddings", None) or v["seq_length"]
+            original = typed(
+                "rope_scaling.original_max_position_embeddings", params.pop("original_max_position_embeddings", v["seq_length"]), int
+            )
             out |= {"rope_scaling": True, "rope_scaling_original_max_position_embeddings": original}
             for name in ("factor", "low_freq_factor", "high_freq_factor"):
                 out[f"rope_scaling_{name}"] = typed(f"rope_scaling.{name}", params.pop(name, None), float)

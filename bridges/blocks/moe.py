@@ -37,8 +37,8 @@ class MoE:
             raise ConfigError(f"num_experts_per_tok is {chosen} and there are {count} experts; lower it")
         if chosen == 1 and not v["moe_router_pre_softmax"]:
             raise ConfigError(
-                "one expert a token with normalised weights gives each the weight 1, which Megatron-Core's softmax router refuses;"
-                " set norm_topk_prob to false"
+                "num_experts_per_tok is 1 and weights are normalised: each expert has the weight 1, which Megatron-Core's softmax"
+                " router refuses; set norm_topk_prob to false"
             )
 
     def check_plan(self, v, plan: ParallelPlan) -> None:
