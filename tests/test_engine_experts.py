@@ -89,6 +89,16 @@ def test_every_expert_is_dealt_out_once(plan):
         assert held == list(range(ep * 12 // plan.ep, (ep + 1) * 12 // plan.ep))
 
 
+def test_the_proof_holds_at_235_billion():
+    """With the sizes of Qwen3-235B-A22B, every element moves once under a plan of 512 ranks, and there are as many as published."""
+    sizes = {"num_hidden_layers": 94, "hidden_size": 4096, "num_attention_heads": 64, "moe_intermediate_size": 1536}
+    arch = architecture(fixtures.published(QWEN) | sizes | {"intermediate_size": 12288, "max_window_layers": 94})
+    plan = ParallelPlan.parse("tp4,sp,pp2,dp64,ep32,etp1")
+    arch.check(plan, 512)
+    prove(arch.tensors(arch.padded_vocab(plan.tp)), plan)
+    assert arch.parameters() == 235_093_634_560
+
+
 @pytest.mark.parametrize(
     "expert, plan, error",
     [(Expert(12, 12), "ep2", CoverageError), (Expert(-1, 12), "ep4", CoverageError), (Expert(0, 10), "ep4", PlanError)],
