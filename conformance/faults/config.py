@@ -98,7 +98,9 @@ def _no_dropout(config):
 
 
 def _old_spelling_alone(config):
-    return {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype")}
+    if "rope_theta" in config or "rope_parameters" not in config:
+        return config
+    return {key: value for key, value in config.items() if key != "rope_parameters"} | {"rope_theta": 54321.0}
 
 
 def _described_otherwise(right, config):
@@ -127,7 +129,7 @@ FAULTS = [
           bugs=("U137",)),
     Fault("unknown_fields_passed_over", "config", "fields of no published model are passed over in silence", ("config.declared",),
           misread(_known_alone), bugs=("U115", "U137")),
-    Fault("new_spelling_not_read", "config", "rope and dtype are read in their old spelling alone", ("config.spelling",),
+    Fault("new_spelling_not_read", "config", "rope is read in its old spelling alone, else the base is a constant", ("config.spelling",),
           misread(_old_spelling_alone), lambda m: "rope_theta" in m.config, bugs=("U092", "U136")),
     Fault("absent_field_described_otherwise", "config", "settings of an absent rope base are those of another family", ("config.defaults",),
           {"snapshot": _described_otherwise}, lambda m: "rope_theta" in m.config, bugs=("U092", "U134")),
