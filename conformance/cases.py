@@ -19,6 +19,8 @@ ALIGNED_DENSE = "dim32-hidden160-mlp224"
 # Geometries beside the default, each on the first published config of a family that it changes.
 ADVERSARIAL = ("square", "even", "mha", "mqa", "tied", "untied", "windows", "rescaled")
 
+_APART = ("bits", "config", "explore", "flops", "io", "pure", "resources", "scale")
+
 
 @dataclass(frozen=True)
 class Toy:
@@ -63,6 +65,11 @@ class Case:
     def id(self) -> str:
         """Stable across machines and runs."""
         return f"{self.family}/{self.toy}/{self.plan}/{self.dtype}/{self.direction}/{self.check}"
+
+    @property
+    def group(self) -> str:
+        """Cases that share results: one toy's, those of laws that measure for themselves apart."""
+        return f"{self.family}/{self.toy}" + ("/apart" if self.check.partition(".")[0] in _APART else "")
 
 
 def parse(text: str, adapter: Adapter) -> Case:

@@ -108,6 +108,7 @@ def lab(request, shardproof_labs):
 
 def pytest_configure(config):
     """Start the recorder."""
+    config.addinivalue_line("markers", "xdist_group(name): cases of one name run in one worker (pytest-xdist, --dist loadgroup)")
     config.pluginmanager.register(Recorder(config), "shardproof-recorder")
 
 
