@@ -7,7 +7,8 @@ config.json and answers everything that follows from both: tensors, provider set
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -175,14 +176,23 @@ class Architecture:
         return size[0] + 1 if size and (slides is None or slides[layer]) else None
 
     def parameters(self) -> int:
-        """Number of weights, tied ones once."""
-        total = 0
-        for shape in self.hf_shapes().values():
-            count = 1
-            for n in shape:
-                count *= n
-            total += count
-        return total
+        """Number of weights, tied ones once; layers with the same feed-forward block are alike, so one of each kind is counted."""
+        v, decoder = self.settings, self.family.decoder
+        ffns = [decoder.ffn_of(v, layer) for layer in range(v["num_layers"])]
+        layers = sum(
+            ffns.count(f) * _weights(decoder.tensors(v, "transformer_engine", ffns.index(f))) for f in dict.fromkeys(ffns)
+        )
+        return layers + _weights(self._ends(Site(v, "", "transformer_engine"), v["vocab_size"]))
+
+    def _ends(self, top: Site, vocab: int) -> Iterator[Tensor]:
+        """What stands before and after the layers."""
+        yield from self.family.embedding.tensors(top, vocab)
+        yield from self.family.final_norm.tensors(top, "final_norm")
+        yield from self.family.head.tensors(top, vocab, self.family.embedding)
+
+
+def _weights(tensors: Iterable[Tensor]) -> int:
+    return sum(math.prod(s.shape) for t in tensors if not t.alias for s in t.sources)
 
 
 def mean_keys(seq_len: int, window: int | None) -> float:
