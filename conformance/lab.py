@@ -36,6 +36,8 @@ class Lab:
         self.adapter, self.adapter_name = adapter, getattr(adapter, "rank_name", adapter_name)
         preload = (*PRELOAD, *getattr(adapter, "preload", ()))
         self._world = {"host": adapter.host, "python": getattr(adapter, "python", None), "preload": preload}
+        if self._world["python"]:  # another bridge's imports may take minutes on a busy machine
+            self._world["start_timeout"] = 300.0
         self._pools = {"cpu": Pools(**self._world, limit=4)}
         self.where = "cpu"
         self.clean = Clean()

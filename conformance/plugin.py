@@ -122,7 +122,7 @@ class Recorder:
         self.by_toy: dict[tuple, list[dict]] = {}
         self.total: dict[tuple, int] = {}
         self.host: dict | None = None
-        self.bridges: dict[str, None] = {}  # that rows are of, in order
+        self.bridges: dict[str, dict | None] = {}  # that rows are of, in order, with the versions of another interpreter
         self.certificates: dict[str, tuple[list[str], Path]] = {}
         self.investigator = Investigator(shrink=config.getoption("shrink"))
         self.folder, self.finished = Path(config.getoption("report_dir")).absolute(), False
@@ -164,7 +164,12 @@ class Recorder:
         if getattr(case, "bridge", ""):  # parametrize_with_checks: one run may test several
             row["bridge"] = bridge
         _follow(report, row, bridge)
-        told = {"row": row, "world": lab and lab.host_record(), "bridge": bridge}
+        told = {
+            "row": row,
+            "world": lab and lab.host_record(),
+            "bridge": bridge,
+            "versions": getattr(lab and lab.adapter, "versions", None),
+        }
         report.user_properties.append(("shardproof", told))  # travels from xdist workers
 
     def pytest_runtest_logreport(self, report):
@@ -175,7 +180,7 @@ class Recorder:
 
         for told in (value for name, value in report.user_properties if name == "shardproof"):
             row, self.host = told["row"], self.host or told["world"]
-            self.bridges[told["bridge"]] = None
+            self.bridges[told["bridge"]] = told["versions"]
             if not self.results:
                 begin(self.folder, self._header())
             add(self.folder, row)
@@ -261,6 +266,7 @@ class Recorder:
             "profile": self.config.getoption("profile"),
             "versions": versions,
             "world": self.host,
+            **({"exec": elsewhere} if (elsewhere := {b: v for b, v in self.bridges.items() if v}) else {}),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.started)),
             "seconds": round(time.time() - self.started, 1),
             "laws": {check: CHECKS[check].law for check in ran if check in CHECKS},

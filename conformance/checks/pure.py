@@ -58,8 +58,13 @@ def copies(lab, case):
 
 
 def interleaved(lab, case):
-    """Two models of different families in one process, built, exported in turns and run, are what each of them is alone."""
-    other = _other_toy(lab, case)
+    """Two models in one process, of two families or of one with the head tied and not, built, exported in turns and run, are what each is alone."""
+    for other in (_other_toy(lab, case), _other_tying(case)):
+        if lab.adapter.possible(other.config, case.plan) is None:
+            _beside(lab, case, other)
+
+
+def _beside(lab, case, other):
     shared = {"folder": str(lab.folder(case.toy)), "other": str(lab.folder(other))}
     vocabularies = {"vocab": case.toy.config["vocab_size"], "other_vocab": other.config["vocab_size"]}
     got = lab.rank_task(f"{_TASKS}:interleaved", case.plan, **shared, **vocabularies)[0]
@@ -114,6 +119,14 @@ def _other_toy(lab, case):
     known = lab.once(("families",), lambda: families(lab.adapter))
     others = [Toy(variants[0]) for family, variants in known.items() if family != case.family]
     return max(others, key=lambda toy: _differences(toy.config, case.toy.config), default=Toy(case.toy.variant, "mha"))
+
+
+def _other_tying(case):
+    """The same variant with its head tied the other way: what one family's table of names remembers shows here."""
+    from ..cases import Toy
+
+    tied = Toy(case.toy.variant, "tied")
+    return tied if tied.config != case.toy.config else Toy(case.toy.variant, "untied")
 
 
 def _differences(one: dict, two: dict) -> int:
