@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..checks.base import names_in
 from .base import Fault
 from .bends import _reorder, layers
 from .levers import built, edit, models, parameters, rank, saved, several
@@ -202,6 +203,13 @@ def _needs_index(right, folder, *args, **kwargs):
     return right(folder, *args, **kwargs)
 
 
+def _no_buffers(right, folder, *args, **kwargs):
+    """Rotary buffers that old files hold are refused."""
+    if old := [name for shard in Path(folder).glob("*.safetensors") for name in names_in(shard) if name.endswith("inv_freq")]:
+        raise ValueError(f"{old[0]} is no weight")
+    return right(folder, *args, **kwargs)
+
+
 def _anonymous(right, *args, **kwargs):
     """Whatever is wrong with a folder is told in one sentence for all."""
     try:
@@ -249,5 +257,7 @@ FAULTS = [
     Fault("unknown_tensors_passed_over", "io", "tensors that nothing takes are passed over in silence", ("io.damaged",),
           {"build": _only_weights_known}, bugs=("U023",)),
     Fault("damage_not_named", "io", "an error does not say which tensor or file is wrong", ("io.damaged",), {"build": _anonymous}, bugs=("U023",)),
+    Fault("old_buffers_refused", "io", "files of old transformers versions, which hold rotary buffers, are refused", ("io.layouts",),
+          {"build": _no_buffers}, bugs=("U018",)),
     Fault("index_needed", "io", "a folder of one file has no index, and is refused", ("io.layouts",), {"build": _needs_index}, bugs=("U175",)),
 ]  # fmt: skip
