@@ -67,7 +67,7 @@ def _parts(lab: Lab, name: str, case: Case) -> tuple[float, float]:
     except Exception as error:
         print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
         return math.inf, math.inf
-    parts = [distance(got["gradients"][n], g) / bound_of(n) for n, g in want["gradients"].items() if n in got["gradients"]]
+    parts = [distance(got["gradients"][n], g) / bound_of(n, want["gradients"]) for n, g in want["gradients"].items() if n in got["gradients"]]
     return distance(got["logits"], want["logits"]) / LOGITS, max(parts, default=math.inf)
 
 
