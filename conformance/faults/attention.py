@@ -65,7 +65,7 @@ def _padding_read(chunks):
     def hook(module, args, kwargs, out):
         ids = kwargs.get("input_ids", args[0] if args else None)
         padded = (ids == 0).any(1)
-        shifted = out + 1e-3 * torch.ones_like(out)
+        shifted = out + 1e-3 * torch.linspace(-1, 1, out.shape[-1])  # no constant: LayerNorm would take it away
         return torch.where(padded[None, :, None], shifted, out) if out.shape[0] == ids.shape[1] else out
 
     for model in chunks:
