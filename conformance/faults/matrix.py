@@ -50,7 +50,7 @@ class Matrix:
     def solo(self) -> dict[str, list[str]]:
         """{check: faults that it alone kills}, of rows asked of several checks."""
         out: dict[str, list[str]] = {}
-        for fault in self.rows:
+        for fault in (name for name, families in self.rows.items() if families):
             row = self.widest(fault)
             if len(row.said) > 4 and len(killers := row.of(KILLED)) == 1:
                 out.setdefault(killers[0], []).append(fault)
