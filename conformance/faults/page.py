@@ -71,7 +71,8 @@ def fault_table(matrix: Matrix):
     for name, fault in faults().items():
         if not fault.equivalent:
             row = matrix.widest(name) if matrix.rows.get(name) else None
-            where = f"{row.toy} {row.plan}" if row else "no family has it yet"
+            asked = "" if row and len(row.said) > 4 else " (owners alone so far)"
+            where = f"{row.toy} {row.plan}{asked}" if row else "no family has it yet"
             yield (
                 f"| {fault.klass} | `{name}` | {fault.story} | {len(matrix.rows.get(name, {}))} | {where} "
                 f"| {_killers(fault.owners, row) if row else ''} |"
