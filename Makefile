@@ -6,9 +6,13 @@ STAMP := $(VENV)/.shardproof-ready
 FIND_PYTHON = for p in $$PYTHON python3.12 $$HOME/.pyenv/versions/3.12*/bin/python3 python3 python3.13; do \
   "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 12))' 2>/dev/null && echo "$$p" && break; done
 
-.PHONY: help setup test conformance nightly faults bench lint clean
+# Two processes: while one waits for a reference the other's ranks work. Make it empty for one, which needs half the memory.
+PARALLEL ?= -n 2 --dist loadgroup
+
+.PHONY: help setup test conformance gate nightly faults bench lint clean
 help:
 	@echo "make conformance   the suite over every registered family on this machine (HTML report in reports/)"
+	@echo "make gate FAMILY=qwen3   the gate of one family: certificate, JUnit, summary"
 	@echo "make test          the project's own tests"
 	@echo "make bench         the figures of docs/figures.md, measured in one run"
 	@echo "make nightly       the suite with more plans a toy"
@@ -28,10 +32,13 @@ test: setup
 	$(VENV)/bin/python -m pytest tests
 
 conformance: setup
-	$(VENV)/bin/python -m pytest conformance
+	$(VENV)/bin/python -m pytest conformance $(PARALLEL)
+
+gate: setup
+	$(VENV)/bin/python -m pytest conformance --family $(FAMILY) --certify $(PARALLEL)
 
 nightly: setup
-	$(VENV)/bin/python -m pytest conformance --profile nightly
+	$(VENV)/bin/python -m pytest conformance --profile nightly $(PARALLEL)
 
 faults: setup
 	$(VENV)/bin/python -m shardproof.conformance.faults --fresh --seeds 30 --write

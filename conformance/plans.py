@@ -34,7 +34,7 @@ NIGHTLY = (
 )
 EVEN = ("pp2", "pp2,vpp2", "tp2,pp2,vpp2")  # for toys whose layers divide
 OTHERS = (SINGLE, "tp2,sp", "pp2,vpp2,split2-1-1-1", "tp2,pp2,split2-3")  # for a family's other published variants
-ADVERSARIAL = (SINGLE, "tp2,sp", "pp2,split3-2", "tp2,pp2,split2-3")  # for geometries beside the default
+ADVERSARIAL = (SINGLE, "tp2,sp", "tp2,pp2,split2-3")  # for geometries beside the default
 
 # Models with experts: megatron-core trains them under tensor parallelism with sequence parallelism only.
 EXPERTS = (

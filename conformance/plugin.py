@@ -182,6 +182,7 @@ class Recorder:
             row, self.host = told["row"], self.host or told["world"]
             self.bridges[told["bridge"]] = told["versions"]
             if not self.results:
+                self.total = self.total or self._listed()
                 begin(self.folder, self._header())
             add(self.folder, row)
             self.results.append(row)
@@ -200,9 +201,21 @@ class Recorder:
             return report.outcome, "", ""
         return None
 
+    def _listed(self) -> dict[tuple, int]:
+        """How many cases each toy has, where only xdist's workers have collected them."""
+        from collections import Counter
+
+        from .api import load_adapter
+        from .cases import chosen
+
+        option = self.config.getoption
+        cases = list(chosen(load_adapter(option("bridge")), option("profile"), option("case"), gpu=option("run_gpu")))
+        kept = keep(cases, self.config)
+        return Counter((case.family, str(case.toy)) for case in cases if case.id in kept)
+
     def _progress(self, family: str, toy: str) -> None:
         mine = self.by_toy[family, toy]
-        if len(mine) != self.total.get((family, toy)):  # not done yet; or with xdist, where only workers know how many there are
+        if len(mine) != self.total.get((family, toy)):
             return
         reporter = self.config.pluginmanager.get_plugin("terminalreporter")
         bad = [r for r in mine if r["verdict"] not in ("pass", "known")]

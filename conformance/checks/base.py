@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..api import LawBroken
+from ..plans import EXPERTS_OTHERS, OTHERS
 
 PARITY = 1e-5  # relative to the largest element, fp32
 
@@ -32,8 +33,8 @@ def once_a_variant(toy, possible: list[str], first: bool) -> list[str]:
 
 
 def once_a_family(toy, possible: list[str], first: bool) -> list[str]:
-    """All plans, on the family's first variant."""
-    return possible if first and toy.geometry == "default" else []
+    """The family's first variant, under the plans of its others: one rank, sequence parallel, virtual stages, a product."""
+    return [p for p in possible if p in (*OTHERS, *EXPERTS_OTHERS)] if first and toy.geometry == "default" else []
 
 
 def on_gpus_only(toy, possible: list[str], first: bool) -> list[str]:
