@@ -5,6 +5,7 @@ Times are medians with their spread; ratios compare things measured side by side
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -14,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from shardproof import fixtures
+
 from . import plans
 from .api import LawBroken, load_adapter
 from .cases import Case, Toy, families
@@ -22,6 +25,7 @@ from .lab import Lab
 from .worlds import Pool
 
 ROUNDS = 7
+_PROGRAM = [sys.executable, "-m", "shardproof.bridges.cli"]
 
 
 def main() -> None:
@@ -41,7 +45,7 @@ def main() -> None:
             f"`make bench` on {time.strftime('%Y-%m-%d')}: {os.cpu_count()} cores, Python {platform.python_version()}, "
             f"load {os.getloadavg()[0]:.1f} at the start.\n"
         )
-        for section in (parity, worlds, commands):
+        for section in (parity, worlds, commands, new_family, bf16):
             for line in section(lab):
                 show(line)
             show()
@@ -103,28 +107,76 @@ def commands(lab: Lab):
     yield "## Commands (seconds, best and median of rounds)\n"
     yield "| what | best | median | bound |"
     yield "|---|---|---|---|"
-    program = [sys.executable, "-m", "shardproof.bridges.cli"]
     bare = [_timed(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True))[0] for _ in range(3)]
     yield f"| python -c pass | {min(bare):.2f} | {statistics.median(bare):.2f} | |"
-    listing = [_timed(lambda: subprocess.run([*program, "families"], check=True, capture_output=True))[0] for _ in range(5)]
+    listing = [_timed(lambda: subprocess.run([*_PROGRAM, "families"], check=True, capture_output=True))[0] for _ in range(5)]
     yield f"| shardproof families | {min(listing):.2f} | {statistics.median(listing):.2f} | 1.5 |"
     folder = lab.folder(Toy("Qwen/Qwen3-8B"))
     with tempfile.TemporaryDirectory() as root:
-        yield from _conversions(program, folder, Path(root))
+        yield from _conversions(folder, Path(root))
 
 
-def _conversions(program: list[str], folder: Path, root: Path):
-    import json
-
+def _conversions(folder: Path, root: Path):
     for name, arguments in {
         "import": lambda n: ["import", str(folder), str(root / f"mg{n}")],
         "export": lambda n: ["export", str(root / "mg0"), str(root / f"hf{n}")],
     }.items():
         waits = []
         for n in range(3):
-            done = subprocess.run([*program, *arguments(n), "--json"], check=True, capture_output=True, text=True)
+            done = subprocess.run([*_PROGRAM, *arguments(n), "--json"], check=True, capture_output=True, text=True)
             waits.append(json.loads(done.stdout)["seconds_to_first_tensor"])
         yield f"| shardproof {name}: launch to first tensor | {min(waits):.2f} | {statistics.median(waits):.2f} | 6 |"
+
+
+def new_family(lab: Lab):
+    """What a family costs from its draft to its gate: commands as processes of their own, cold start included."""
+    yield "## A new family\n"
+    yield "| step (ERNIE 4.5) | seconds | bound |"
+    yield "|---|---|---|"
+    with tempfile.TemporaryDirectory() as root:
+        clone = Path(root, "clone")
+        for folder in ("bridges/families", "docs/models", "fixtures/configs"):
+            (clone / folder).mkdir(parents=True)
+        (clone / "fixtures/configs/README.md").write_text("| a/a | - |\n")
+        config = fixtures.published("baidu/ERNIE-4.5-0.3B-PT") | {"architectures": ["UnheardOfForCausalLM"]}
+        Path(root, "config.json").write_text(json.dumps(config))
+        draft = [
+            *_PROGRAM,
+            "new-family",
+            "ernie",
+            "--config",
+            f"{root}/config.json",
+            "--model-id",
+            "a/ernie",
+            "--root",
+            str(clone),
+        ]
+        yield f"| `shardproof new-family` | {_seconds(draft):.1f} | |"
+        suite = [sys.executable, "-m", "pytest", "--pyargs", "shardproof.conformance", "--report-dir", root]
+        first = ("--toy", "ERNIE-4.5-0.3B-PT", "--plan", "tp1", "--check", "names", "--check", "forward.logits")
+        yield f"| first look: names and forward on one rank | {_seconds([*suite, *first]):.1f} | |"
+        for family in ("ernie4_5", "qwen3", "llama"):
+            gate = [*suite, "--family", family, "--certify", "-n", "2", "--dist", "loadgroup"]
+            yield f"| the whole gate of {family}, `--certify -n 2` | {_seconds(gate):.1f} | 45 |"
+
+
+def _seconds(command: list[str]) -> float:
+    return _timed(lambda: subprocess.run(command, check=True, capture_output=True))[0]
+
+
+def bf16(lab: Lab):
+    """Errors of the right bridge in bf16 on the CPU, in parts of the GPU tier's bounds."""
+    from .calibrate import parts
+    from .cases import gpu_cases
+
+    yield "## bf16 bounds on the CPU\n"
+    yield "Stand-ins in bf16, in parts of the bounds of `gpu.*`; `python -m shardproof.conformance.calibrate` adds planted faults.\n"
+    yield "| family | logits | worst gradient |"
+    yield "|---|---|---|"
+    for case in gpu_cases(lab.adapter):
+        if case.check == "gpu.logits" and case.plan == plans.SINGLE:
+            logits, gradient = parts(lab, "reference", case)
+            yield f"| {case.family} | {logits:.2f} | {gradient:.2f} |"
 
 
 def _timed(call):

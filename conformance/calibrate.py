@@ -41,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _family(lab: Lab, options, case: Case) -> bool:
-    right = _parts(lab, options.bridge, case)
-    wrong = {fault: max(_parts(lab, f"{fault}@{options.bridge}", case)) for fault in ([] if options.right else visible(case))}
+    right = parts(lab, options.bridge, case)
+    wrong = {fault: max(parts(lab, f"{fault}@{options.bridge}", case)) for fault in ([] if options.right else visible(case))}
     seen = {fault: part for fault, part in wrong.items() if part > 1}
     faintest = min(seen, key=seen.get, default=None)
     told = f"{faintest} ({seen[faintest]:.1f})" if faintest else "-"
@@ -58,7 +58,7 @@ def visible(case: Case) -> list[str]:
     return [f.name for f in shown if f.where(model)]
 
 
-def _parts(lab: Lab, name: str, case: Case) -> tuple[float, float]:
+def parts(lab: Lab, name: str, case: Case) -> tuple[float, float]:
     """Errors in bf16 of the logits and of the worst gradient, in parts of their bounds; infinite where the bridge crashes."""
     lab.adapter, lab.adapter_name = load_adapter(name), name
     lab.forget()
@@ -67,7 +67,11 @@ def _parts(lab: Lab, name: str, case: Case) -> tuple[float, float]:
     except Exception as error:
         print(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
         return math.inf, math.inf
-    parts = [distance(got["gradients"][n], g) / bound_of(n, want["gradients"]) for n, g in want["gradients"].items() if n in got["gradients"]]
+    parts = [
+        distance(got["gradients"][n], g) / bound_of(n, want["gradients"])
+        for n, g in want["gradients"].items()
+        if n in got["gradients"]
+    ]
     return distance(got["logits"], want["logits"]) / LOGITS, max(parts, default=math.inf)
 
 
