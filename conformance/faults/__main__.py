@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
@@ -89,10 +90,11 @@ def run(pool, matrix: Matrix, chosen: dict[str, Fault], options) -> list[str]:
 
 
 def _jobs(matrix: Matrix, chosen, places, options):
-    """(fault, site, checks that were not asked yet): each owner once, owners in the other families, all checks; family by family within each,
-    so that toys and references are shared."""
-    found = []
+    """(fault, site, checks that were not asked yet): each owner once, owners in the other families, all checks (a fault of every owner first,
+    then a second of each); family by family within each, so that toys and references are shared."""
+    found, nth = [], Counter()
     for number, (name, fault) in enumerate(chosen.items()):
+        nth[fault.owners[:1]] += 1
         sites = places[name]
         gone = set(matrix.rows.get(name, {})) - {site.family for site in sites}
         for family in gone:
@@ -102,7 +104,10 @@ def _jobs(matrix: Matrix, chosen, places, options):
             known = matrix.row(name, site).said
             others = [c for c in CHECKS if c not in fault.owners and (c not in COSTLY or fault.klass in COSTLY[c])]
             everything = (options.everywhere or site == turn) and not options.owners
-            for stage, wanted in ((0 if site == turn else 1, fault.owners), (2, others if everything else ())):
+            for stage, wanted in (
+                (0 if site == turn else 1, fault.owners),
+                (1 + nth[fault.owners[:1]], others if everything else ()),
+            ):
                 done = (KILLED,) if wanted is fault.owners else (KILLED, SURVIVED, NOT_RUN)  # an owner that missed is asked again
                 if asked := [check for check in wanted if known.get(check) not in done]:
                     found.append((stage, site.family, name, site, asked))
