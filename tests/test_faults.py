@@ -74,7 +74,7 @@ def test_a_planted_fault_is_killed_by_its_owner(runner, name):
         pytest.skip("no family has what this fault is about")
     for owner, said in runner.verdicts(fault, site, list(fault.owners)).items():
         assert said.outcome == KILLED, f"{name} in {site}: {owner} {said.outcome} {said.message}"
-        assert re.search(r"\d|'|\[", said.message), f"{owner} names no value: {said.message}"
+        assert re.search(r"\d|'|\[|\w[._]\w", said.message), f"{owner} names no value, file or member: {said.message}"
 
 
 @pytest.mark.parametrize("name", EQUIVALENT)
