@@ -17,8 +17,8 @@ REASONS: dict[str, str] = {
     " counts transformers' own pass, which is the reference.",
     "io.layouts": "A bridge that needs an index, or stumbles over old buffers, also answers io.damaged wrongly. This one says which honest layout of a"
     " folder it cannot read.",
-    "lineage.declared": "What stands in another place than the reviewed table says shows in forward.logits or a round trip too, but for mutants"
-    " that no forward pass can tell. This one names the element and what the mistake looks like.",
+    "lineage.declared": "What stands in another place than the reviewed table says shows in forward.logits or a round trip too, but for"
+    " mutants that no forward pass can tell. This one names the element and what the mistake looks like.",
     "config.declared": "config.sensitivity adds a field that nobody knows as well, and asks every known one. This one needs no model: it says in a"
     " moment which fields a bridge passes over in silence.",
     "config.spelling": "config.sensitivity contradicts old and new names and sees one that is not read. This one says that the spelling is the"
