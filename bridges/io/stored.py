@@ -68,15 +68,16 @@ class StoredTensors:
         """
         missing, size = target.numel(), tuple(target.shape)
         for part in self._touching(key, first, size):
-            here, there = shared(first, size, part.offset, part.shape)
-            region = target[here]
-            self._read(key, part, there, region)
-            missing -= region.numel()
+            if both := shared(first, size, part.offset, part.shape):
+                here, there = both
+                region = target[here]
+                self._read(key, part, there, region)
+                missing -= region.numel()
         if missing:
             raise CheckpointError(f"{self.folder} lacks {missing} of {target.numel()} elements of {key} from {list(first)} on")
 
     def _touching(self, key: str, first: tuple[int, ...], size: tuple[int, ...]) -> list[Part]:
-        """The parts that a box has something of; a key may have thousands (experts of all layers), and be asked as often."""
+        """The parts that a box may have something of; a key may have thousands (experts of all layers), and be asked as often."""
         parts = self._parts.get(key, [])
         if not parts:
             return []

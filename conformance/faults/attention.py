@@ -1,6 +1,6 @@
 """Faults of the class `attention`: who may look where, and how strongly."""
 
-from .base import Fault
+from .base import Fault, same_shapes
 from .levers import misread, modules, running
 
 LOGITS = ("forward.logits",)
@@ -108,15 +108,10 @@ def _kinds(config):
     return [SLIDE if (n + 1) % every else FULL for n in range(config["num_hidden_layers"])]
 
 
-def _alike(config) -> bool:
-    """Layers that slide have the shapes of the others."""
-    return not (config.get("swa_num_key_value_heads") or config.get("attention_other_setting"))
-
-
 def _no_window(config):
     if "use_sliding_window" in config:
         return config | {"use_sliding_window": False}
-    if not _alike(config):
+    if not same_shapes(config):
         return config | {name: 4096 for name in ("sliding_window", "sliding_window_size") if name in config}
     kinds = _kinds(config)
     return config | ({"layer_types": [FULL] * len(kinds)} if kinds else {"sliding_window": None})
@@ -136,7 +131,7 @@ def _layers(change):
 
 def some_slide(model) -> bool:
     """Some layers slide, others do not, and both have weights of the same shapes."""
-    if not _alike(model.config):
+    if not same_shapes(model.config):
         return False
     if kinds := _kinds(model.config):
         return bool(window(model)) and len(set(kinds)) > 1

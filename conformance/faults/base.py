@@ -57,7 +57,12 @@ def one_rope(model: Model) -> bool:
 
 def alike(model: Model) -> bool:
     """Attention has the same shapes in every layer, and values are as wide as keys where it has no latents."""
-    return not (model.config.get("swa_num_key_value_heads") or model.config.get("attention_other_setting"))
+    return same_shapes(model.config)
+
+
+def same_shapes(config: Mapping[str, Any]) -> bool:
+    """Whether sliding layers have the shapes of the others."""
+    return not (config.get("swa_num_key_value_heads") or config.get("attention_other_setting"))
 
 
 def repeated(model: Model) -> bool:
