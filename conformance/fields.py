@@ -72,11 +72,11 @@ def changes(config: Mapping[str, Any], held: Mapping[str, Any], aliases: Mapping
     """
     made = [*_each_field(config, held), *_aliased(config, aliases), *_rotary(config), *_windows(config, held), *_together(config)]
     wanted = None if only is None else {*only, UNKNOWN}  # a field that nobody knows is asked about everywhere
-    seen, out = [dict(config)], []
+    seen, out = {_text(config)}, []
     for what, fields in made:
         change = Change(what, tuple(fields), changed(config, fields))
-        if (wanted is None or wanted & set(change.top)) and not _among(change.config, seen):
-            seen.append(change.config)
+        if (wanted is None or wanted & set(change.top)) and (text := _text(change.config)) not in seen:
+            seen.add(text)
             out.append(change)
     return out
 
@@ -95,9 +95,9 @@ def changed(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, A
     return out
 
 
-def _among(config: dict, seen: list[dict]) -> bool:
-    """1, 1.0 and true are three values."""
-    return any(repr(sorted(config.items())) == repr(sorted(other.items())) for other in seen)
+def _text(config: Mapping[str, Any]) -> str:
+    """What tells two configs apart: 1, 1.0 and true are three values."""
+    return repr(sorted(config.items()))
 
 
 # ------------------------------------------------------------------------------------------------------------ field by field

@@ -15,7 +15,7 @@ from .hub import to_hub
 from .quiet import lint_weights
 from .weights import loud, loud_choices
 
-LARGEST = 24_000_000  # parameters (deep Nemotron Ultras have 21 million); a toy of more has a size that transformers took from its own defaults
+LARGEST = 1_600_000  # parameters a layer, of five layers at least; a toy of more has a size that transformers took from its own defaults
 SHARDS, SMALLEST = 6, 40_000  # files of a toy; bytes of one
 AUTO = ("AutoModelForCausalLM", "AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModel")
 
@@ -68,7 +68,7 @@ def build(config: Mapping[str, Any]):
     parsed = reference.parsed(config)
     made = reference.whole(model_class(parsed, config), parsed)
     parameters = _parameters(made, copy.deepcopy(parsed))
-    if parameters > LARGEST:
+    if parameters > LARGEST * max(5, section_of(config).get("num_hidden_layers") or 0):
         raise ValueError(
             f"transformers builds {parameters:,} parameters from this toy of {config.get('model_type')!r}: some sizes it takes from its own "
             f"defaults (it does not read the fields where this config has them), or they are none that toys make small"

@@ -37,11 +37,9 @@ def _alike(state: Mapping[str, Any]) -> Iterator[str]:
 
     seen: dict[tuple, tuple[str, Any]] = {}
     for name, tensor in _pieces(state):
-        numbers = tensor.flatten().sort().values
-        key = (tensor.numel(), tensor.dtype, numbers[0].item(), numbers[-1].item())
-        other = seen.setdefault(key, (name, numbers))
-        if other[0] != name and torch.equal(other[1], numbers):
-            yield f"alike: {other[0]} and {name} hold the same numbers"
+        other, values = seen.setdefault((tensor.numel(), tensor.dtype, *map(float, tensor.aminmax())), (name, tensor))
+        if other != name and torch.equal(*(numbers.flatten().sort().values for numbers in (values, tensor))):
+            yield f"alike: {other} and {name} hold the same numbers"
 
 
 def _pieces(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

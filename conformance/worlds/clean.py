@@ -9,18 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
+from .launcher import PRELOAD_CLEAN
 from .pool import check_name
 from .solo import OneProcess, Solo
-
-# With what every model file of transformers imports: a fresh process computes its first reference in 0.1 s, not in 2 s.
-PRELOAD_CLEAN = (
-    "torch",
-    "torch._dynamo",
-    "transformers",
-    "transformers.modeling_utils",
-    "transformers.modeling_layers",
-    "transformers.masking_utils",
-)
 
 # Packages that a stand-in may pretend to be. The real ones, loaded from a file, are welcome.
 _PRETENDED = (

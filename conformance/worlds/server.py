@@ -5,8 +5,10 @@ megatron), re-imports the caller's `__main__` in each child, and drops a preload
 
 Other processes may ask too (pytest-xdist's workers), through a listening socket that the parent gave out: their workers are theirs.
 
+A server may itself be forked from another, and imports on top of what that one has: the clean world's is the ground of those with a host.
+
 Protocol on a control socket, parent to server: one byte, then a pickled body.
-  b"S"  spawn; carries the descriptors (connection, status); body: the worker's spec
+  b"S"  spawn; carries the descriptors (connection, status[, door]); body: the worker's spec, of mode "server" for a further server
   b"K"  body: (pid, signal number); sent on only to a child that was not reaped, so a reused pid is never hit
 On a worker's status pipe the server writes ("pid", pid) and, when it ends, ("exit", code).
 """
@@ -27,14 +29,14 @@ from multiprocessing.connection import Connection
 PARENT_POLL_S = 1.0
 
 
-def main(control_fd: int) -> None:
+def main(control_fd: int, door_fd: int | None = None) -> None:
     """Entry point of the server process: preload, then serve until the parent closes the socket or is gone."""
     parent = os.getppid()
     control = socket.socket(fileno=control_fd)
     messages = Connection(os.dup(control_fd))
     config = messages.recv()
     preload(config["host"], config["preload"])
-    door = socket.socket(fileno=config["door"]) if config.get("door") else None
+    door = None if door_fd is None else socket.socket(fileno=door_fd)
     server = _Server(control, messages, parent, door)
     try:
         server.serve()
@@ -116,18 +118,19 @@ class _Server:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(*body)
 
-    def spawn(self, spec: dict, conn_fd: int, status_fd: int) -> None:
+    def spawn(self, spec: dict, conn_fd: int, status_fd: int, *door_fd: int) -> None:
         status = Connection(status_fd, readable=False)
         server_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self.become_worker(spec, conn_fd, status, server_pid)
-        os.close(conn_fd)
+            self.become(spec, conn_fd, status, server_pid, *door_fd)
+        for fd in (conn_fd, *door_fd):
+            os.close(fd)
         self.status[pid] = status
         self.tell(status, ("pid", pid))
 
-    def become_worker(self, spec: dict, conn_fd: int, status: Connection, server_pid: int) -> None:
-        """In the child: let go of the server's descriptors, then work; never returns."""
+    def become(self, spec: dict, conn_fd: int, status: Connection, server_pid: int, *door_fd: int) -> None:
+        """In the child: let go of the server's descriptors, then work, or serve; never returns."""
         code = 1
         try:
             die_with_parent(server_pid)
@@ -143,6 +146,9 @@ class _Server:
             os.close(self.wake_w)
             from . import worker
 
+            if spec["mode"] == "server":
+                worker.stand_in(spec)
+                main(conn_fd, *door_fd)
             worker.main(Connection(conn_fd), spec)
             code = 0
         except BaseException:

@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import gc
 import importlib
+import itertools
 import operator
 import os
 import signal
@@ -24,13 +25,12 @@ from . import wire
 from .server import call_host
 
 RESULT, ERROR = b"R", b"E"
+TIDY_EVERY = 8  # tasks: a look at all objects takes as long as a small task
 
 
 def main(conn: Connection, spec: dict) -> None:
     """Serve requests on `conn` until the parent sends an empty message or is gone."""
-    os.chdir(spec["cwd"])
-    if spec["sys_path"] is not None:  # another interpreter keeps its own
-        sys.path[:] = spec["sys_path"]
+    stand_in(spec)
     _capture(spec)
     try:
         setup = _MODES[spec["mode"]](spec)
@@ -38,7 +38,7 @@ def main(conn: Connection, spec: dict) -> None:
     except BaseException as error:
         answer = _error(error)
     with contextlib.suppress(EOFError, OSError):
-        while True:
+        for served in itertools.count():
             conn.send_bytes(answer)
             answer = None  # a result may be large: it must not outlive its sending
             data = conn.recv_bytes()
@@ -46,6 +46,9 @@ def main(conn: Connection, spec: dict) -> None:
             if not data:
                 return
             try:
+                if served % TIDY_EVERY == TIDY_EVERY - 1:
+                    _let_graphs_go()
+                    gc.collect()
                 answer = _serve(setup, wire.loads(data))
             except BaseException as error:
                 answer = _error(error)
@@ -54,8 +57,6 @@ def main(conn: Connection, spec: dict) -> None:
 
 def _serve(setup, request: dict) -> bytes:
     start = time.perf_counter()
-    _let_graphs_go()
-    gc.collect()
     _reset_torch(request["seed"])
     setup.before(request)
     ready = time.perf_counter()
@@ -69,7 +70,7 @@ def _serve(setup, request: dict) -> bytes:
 
 
 def _let_graphs_go() -> None:
-    """Cut what an earlier task left of autograd graphs, so that its models can be collected.
+    """Cut what earlier tasks left of autograd graphs, so that its models can be collected.
 
     A token dispatcher keeps activations; their graph reaches the parameters' gradient hooks, and these the model that has the dispatcher: a
     ring through C++, which Python's collector cannot see. A few hundred models later a collection takes longer than a task.
@@ -97,12 +98,19 @@ def _error(error: BaseException) -> bytes:
     return wire.dumps((when, type(error).__name__, str(error), text), ERROR)
 
 
-def _capture(spec: dict) -> None:
-    """stdout and stderr into the worker's log; Python stacks on SIGUSR1 into its stack file, fatal ones into the log."""
+def stand_in(spec: dict) -> None:
+    """Into the folder and the module path of the process that asked; stdout and stderr into the log."""
+    os.chdir(spec["cwd"])
+    if spec["sys_path"] is not None:  # another interpreter keeps its own
+        sys.path[:] = spec["sys_path"]
     log = os.open(spec["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+
+
+def _capture(spec: dict) -> None:
+    """Output line by line; Python stacks on SIGUSR1 into the worker's stack file, fatal ones into the log."""
     sys.stdout.reconfigure(line_buffering=True)  # what a rank printed must survive its death
     faulthandler.enable()
     stack = os.open(spec["stack"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
