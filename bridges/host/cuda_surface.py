@@ -67,19 +67,30 @@ class CudaIsCpu(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = _on_cpu(kwargs) if kwargs else {}
-        if func in _RETURNS_SELF:
-            return args[0]
-        if func is torch.Tensor.record_stream:
-            return None
-        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
-            args = (args[0], CPU, *args[2:])
-        out = func(*args, **kwargs)
-        if func is torch.Tensor.type and len(args) == 1 and isinstance(out, str):
-            return out.replace("torch.", "torch.cuda.", 1)  # the optimizers sort parameters by this string
-        return out
+        answer = _ANSWERS.get(func)
+        return func(*args, **kwargs) if answer is None else answer(*args, **kwargs)
 
 
-_RETURNS_SELF = {torch.Tensor.cuda, torch.Tensor.pin_memory}
+def _itself(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return tensor
+
+
+def _moved(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return tensor.to(CPU, *args[1:], **kwargs) if args and _is_cuda(args[0]) else tensor.to(*args, **kwargs)
+
+
+def _typed(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    named = tensor.type(*args, **kwargs)  # the optimizers sort parameters by this string
+    return named.replace("torch.", "torch.cuda.", 1) if not args and isinstance(named, str) else named
+
+
+_ANSWERS = {
+    torch.Tensor.cuda: _itself,
+    torch.Tensor.pin_memory: _itself,
+    torch.Tensor.record_stream: lambda *args, **kwargs: None,
+    torch.Tensor.to: _moved,
+    torch.Tensor.type: _typed,
+}
 
 
 def _is_cuda(device: Any) -> bool:
