@@ -16,6 +16,7 @@ from .io.files import refuse_taken, take_place
 from .io.output import Journal, Output
 from .io.quant.writing import Quantising
 from .io.sink import Entry, listed, named, plan_shards, write_companions, write_index, write_shard
+from .io.slices import SMALL
 from .io.stored import StoredTensors
 from .io.work import fill_together
 from .meta import on_meta, uncollected
@@ -137,9 +138,9 @@ def _write_files(files: dict[str, list[Entry]], value, folder: Path, pool: Threa
     for number, (name, shard) in enumerate(files.items()):
         if number % ranks != rank or name in done:
             continue
-        file = Output(folder / name, pool)
+        file = Output(folder / name, pool, "crc32")  # for the journal alone
         try:
-            write_shard(file, shard, _made(shard, value, wrote))
+            write_shard(lambda data, to=file: to.write(data, lasting=len(data) <= SMALL), shard, _made(shard, value, wrote))
         except BaseException:
             file.close()
             raise

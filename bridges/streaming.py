@@ -20,29 +20,32 @@ from .errors import CoverageError, listing
 from .exporter import contributions, narrowed
 from .held import Held, held
 from .io.pieces import Piece, by_home, home, pieces
-from .io.slices import shared
+from .io.slices import SMALL, shared
 from .io.stored import StoredTensors
 from .moves import Move
 from .relations import Index
 
 
 class Memory:
-    """One block of memory for tensors that follow each other: a new block for each would be zeroed page by page each time."""
+    """Blocks of memory for tensors that follow each other: a new block for each would be zeroed page by page each time. Small tensors have two,
+    in turns, so that the one before may still be looked at."""
 
     def __init__(self):
-        self._bytes = np.empty(0, np.uint8)
+        self._blocks, self._turn = [np.empty(0, np.uint8)] * 3, 0
 
     def tensor(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """A tensor at the block's front, in place of the one before; its values are what lies there."""
+        """A tensor at a block's front, in place of another; its values are what lies there."""
         import torch
 
         size = math.prod(shape) * dtype.itemsize
-        if size > self._bytes.nbytes:
-            self._bytes = np.empty(0, np.uint8)  # give it back first
-            self._bytes = np.empty(size, np.uint8)
         if not size:
             return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(memoryview(self._bytes)[:size], dtype=dtype).view(shape)
+        self._turn = 1 - self._turn
+        block = 2 if size > SMALL else self._turn
+        if size > self._blocks[block].nbytes:
+            self._blocks[block] = np.empty(0, np.uint8)  # give it back first
+            self._blocks[block] = np.empty(size, np.uint8)
+        return torch.frombuffer(memoryview(self._blocks[block])[:size], dtype=dtype).view(shape)
 
 
 class Filled:
@@ -119,7 +122,8 @@ class Whole:
         self.entries = {s.name: (s.disk_shape, stored.get(s.name, self._recipes[s.name][0].dtype)) for s in sources}
 
     def __call__(self, name: str) -> Any:
-        """The tensor; its memory is used again by the next call. Raises CheckpointError where the checkpoint lacks a part."""
+        """The tensor; its memory is used again by the next call (a small one's by the one after that). Raises CheckpointError where a part is
+        lacking."""
         import torch
 
         whole = self._memory.tensor(*self.entries[name])

@@ -455,24 +455,6 @@ def test_runs_are_numpys_selection(selection):
     assert not joined or any(isinstance(w, slice) for w in where), (shape, where, flat)
 
 
-def test_zeros_are_holes_and_digests_are_of_the_whole(tmp_path):
-    """Runs of zeros take no room on the disk and are in the file all the same, at its end too."""
-    import hashlib
-    from concurrent.futures import ThreadPoolExecutor
-
-    from shardproof.bridges.io.output import Output
-
-    content = os.urandom(2**20 + 5) + bytes(8 * 2**20) + b"end" + bytes(4 * 2**20)
-    with ThreadPoolExecutor(1) as pool:
-        file = Output(tmp_path / "file", pool)
-        for part in (content[:10], content[10 : 3 * 2**20], content[3 * 2**20 :]):
-            file.write(part)
-        done = file.finish().result()
-    assert (tmp_path / "file").read_bytes() == content
-    assert done == {"file": "file", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    assert (tmp_path / "file").stat().st_blocks * 512 < len(content) - 6 * 2**20
-
-
 def test_a_copy_is_not_left_behind(toys, solo, tmp_path):
     """Overwriting replaces a folder whole; one that exists is refused before anything is written."""
     mg, out = tmp_path / "mg", tmp_path / "out"

@@ -16,7 +16,18 @@ from pathlib import Path
 import pytest
 from shardproof.conformance import worlds
 from shardproof.conformance.spread import group_of
-from shardproof.conformance.worlds import PRELOAD, PRELOAD_CLEAN, Clean, Layout, Pool, Pools, RankError, RankTimeout, WorldError, wire
+from shardproof.conformance.worlds import (
+    PRELOAD,
+    PRELOAD_CLEAN,
+    Clean,
+    Layout,
+    Pool,
+    Pools,
+    RankError,
+    RankTimeout,
+    WorldError,
+    wire,
+)
 from shardproof.conformance.worlds.errors import died
 from shardproof.conformance.worlds.launcher import borrow, lend, shared_server
 from shardproof.conformance.worlds.workers import Workers

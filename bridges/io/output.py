@@ -1,4 +1,4 @@
-"""Files that are written once, from the front: hashed on the way, runs of zeros left as holes, on the disk when `finish` says so.
+"""Files that are written once, from the front: summed up on the way, runs of zeros left as holes, on the disk when `finish` says so.
 
 And the journal of a conversion: which files are complete, so that an interrupted one goes on where it stopped.
 """
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,26 +26,49 @@ _BLOCK = 2**20  # bytes that are left out together where all are zero
 _STATE, _LIST = "conversion.json", "files-{}.jsonl"
 
 
+class Crc32:
+    """CRC-32 with hashlib's methods: half the work of SHA-256, against accidents alone."""
+
+    def __init__(self):
+        self._sum = 0
+
+    def update(self, data: Any) -> None:
+        """Take more bytes."""
+        self._sum = zlib.crc32(data, self._sum)
+
+    def hexdigest(self) -> str:
+        """The sum of all bytes so far."""
+        return f"{self._sum:08x}"
+
+
+SUMS = {"sha256": hashlib.sha256, "crc32": Crc32}
+
+
 class Output:
-    """One file. Raises OSError as the disk does."""
+    """One file, with a sum of SUMS. Raises OSError as the disk does."""
 
-    def __init__(self, path: Path, pool: ThreadPoolExecutor):
-        self.path, self._pool = path, pool
+    def __init__(self, path: Path, pool: ThreadPoolExecutor, kind: str = "sha256"):
+        self.path, self._pool, self._kind = path, pool, kind
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._hash, self._small, self.size = hashlib.sha256(), bytearray(), 0
+        self._sum, self._small, self.size = SUMS[kind](), bytearray(), 0
+        self._summing: Future | None = None
 
-    def write(self, data: Any) -> int:
-        """Append bytes; they are free to change when it returns."""
-        memory = memoryview(data).cast("B")
-        self.size += len(memory)
-        if len(memory) < _SMALL:
-            self._small += memory
-            if len(self._small) >= _BLOCK:
+    def write(self, *data: Any, lasting: bool = False) -> int:
+        """Append bytes; how many. They are free to change when it returns; lasting ones, which are summed up meanwhile, in the next call."""
+        self._summed()
+        before = self.size
+        for memory in (memoryview(part).cast("B") for part in data):
+            self.size += len(memory)
+            if len(memory) < _SMALL:
+                self._small += memory
+            else:
                 self.flush()
-        else:
+                self._append(memory)
+        if len(self._small) >= _BLOCK:
             self.flush()
-            self._append(memory)
-        return len(memory)
+        if not lasting:
+            self._summed()
+        return self.size - before
 
     def flush(self) -> None:
         """Write what is waiting to be written together."""
@@ -53,23 +77,29 @@ class Output:
             self._append(memoryview(waiting))
 
     def finish(self) -> Future[dict[str, Any]]:
-        """Close it; the future has its name, size and SHA-256 once all is on the disk."""
+        """Close it; the future has its name, size and sum once all is on the disk."""
         self.flush()
+        self._summed()
         return self._pool.submit(self._finish)
 
     def close(self) -> None:
         """Give it up unfinished."""
+        self._summed()
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
 
     def _append(self, memory: memoryview) -> None:
-        hashed = self._pool.submit(self._hash.update, memory)
-        try:
-            for first in range(0, len(memory), _BLOCK):
-                self._put(memory[first : first + _BLOCK])
-        finally:
-            hashed.result()
+        self._summed()
+        self._summing = self._pool.submit(self._sum.update, memory)
+        for first in range(0, len(memory), _BLOCK):
+            self._put(memory[first : first + _BLOCK])
+
+    def _summed(self) -> None:
+        """Wait until the bytes before are summed up."""
+        if self._summing:
+            self._summing.result()
+            self._summing = None
 
     def _put(self, block: memoryview) -> None:
         if len(block) == _BLOCK and not any(block[:64]) and not np.frombuffer(block, np.uint64).any():
@@ -84,13 +114,13 @@ class Output:
             os.fsync(self._handle)
         finally:
             self.close()
-        return {"file": self.path.name, "size": self.size, "sha256": self._hash.hexdigest()}
+        return {"file": self.path.name, "size": self.size, self._kind: self._sum.hexdigest()}
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+def digest(path: Path, kind: str = "sha256") -> str:
+    """The sum of a file's bytes."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, SUMS[kind]).hexdigest()
 
 
 class Journal:
@@ -122,7 +152,8 @@ class Journal:
 
     def _whole(self, entry: dict[str, Any]) -> bool:
         path = self.folder / entry["file"]
-        return path.exists() and path.stat().st_size == entry["size"] and digest(path) == entry["sha256"]
+        kind = next((kind for kind in SUMS if kind in entry), None)
+        return path.exists() and path.stat().st_size == entry["size"] and kind and digest(path, kind) == entry[kind]
 
 
 @contextmanager

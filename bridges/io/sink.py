@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def write_weights(folder: Path, entries: list[Entry], tensors: Iterable, *, max_
     shards, stream = plan_shards(entries, max_shard_size), iter(tensors)
     for name, shard in named(shards).items():
         with open(folder / name, "wb") as file:
-            write_shard(file, shard, stream)
+            write_shard(file.write, shard, stream)
     left = next(stream, None)
     if left is not None:
         raise CheckpointError(f"tensor {left[0]!r} came after the last announced one")
@@ -97,9 +97,9 @@ def write_index(folder: Path, shards: list[list[Entry]]) -> None:
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
-def write_shard(file: Any, shard: list[Entry], stream: Iterator) -> None:
-    """Write one shard, its tensors from `stream` in its order, into an open file. Raises CheckpointError where another tensor comes."""
-    file.write(header(shard))
+def write_shard(write: Callable[[Any], Any], shard: list[Entry], stream: Iterator) -> None:
+    """Write one shard, its tensors from `stream` in its order, with a file's `write`. Raises CheckpointError where another tensor comes."""
+    write(header(shard))
     for entry in shard:
         name, tensor = next(stream, (None, None))
         got = (
@@ -109,7 +109,7 @@ def write_shard(file: Any, shard: list[Entry], stream: Iterator) -> None:
         )
         if got != (entry.name, entry.shape, entry.dtype):
             raise CheckpointError(f"expected tensor {entry} next, got {got}")
-        file.write(as_bytes(tensor))
+        write(as_bytes(tensor))
 
 
 def header(shard: list[Entry]) -> bytes:

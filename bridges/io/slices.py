@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import CheckpointError
 
 Shape, Slices = Sequence[int], tuple[slice, ...]
+SMALL = 16 * 2**20  # bytes of a tensor of which a second one may wait in memory
 
 
 def runs(shape: tuple[int, ...], where: tuple[Any, ...]) -> tuple[np.ndarray, int, tuple[int, ...]]:

@@ -181,10 +181,11 @@ def _values_of(archive: _View, part: Part, dtype: Any) -> int | None:
     plain = all(n == 1 or a == b for n, a, b in zip(shape, stride, dense, strict=True))
     if tuple(shape) != part.shape or not plain or info.file_size < (first + math.prod(shape)) * dtype.itemsize:
         return None
-    return part.at + _data_start(archive, info) + first * dtype.itemsize
+    return part.at + data_start(archive, info) + first * dtype.itemsize
 
 
-def _data_start(archive: _View, info: zipfile.ZipInfo) -> int:
+def data_start(archive: io.IOBase, info: zipfile.ZipInfo) -> int:
+    """Where the bytes of an archive's entry begin."""
     archive.seek(info.header_offset)
     header = archive.read(_LOCAL_HEADER)
     return info.header_offset + _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
@@ -192,7 +193,7 @@ def _data_start(archive: _View, info: zipfile.ZipInfo) -> int:
 
 def _content(archive: _View, info: zipfile.ZipInfo) -> bytes:
     """A stored entry's bytes; zipfile's own reading would insist on the CRC that fast writers leave out."""
-    archive.seek(_data_start(archive, info))
+    archive.seek(data_start(archive, info))
     return archive.read(info.file_size)
 
 

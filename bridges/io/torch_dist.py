@@ -93,7 +93,8 @@ def _write(chunks: list, folder: Path, iteration: int, values, journal: Journal 
     if parallel.rank() == 0:
         objects["common_state/shard_0_1"] = [{"checkpoint_version": 3.0, "iteration": iteration}]
     writer = Writer(folder, journal=journal, wrote=wrote)
-    write({}, storage_writer=writer, planner=Planner([p for p in tensors if p.main], objects, values))
+    planner = Planner([p for p in tensors if p.main], objects, values)
+    write({}, storage_writer=writer, planner=planner, no_dist=parallel.world_size() == 1)  # alone, plans need not travel
     return writer.files
 
 
