@@ -35,6 +35,7 @@ def import_(
             from .. import importer
             from ..convert import import_folder
 
+            shared.megatron()
             importer.check_source(bridge.source, bridge.architecture)  # before ranks are joined: all fail alike, rank 0 says it
         with advancing("importing", len(bridge.architecture.tensors())) as advance:
             done = import_folder(
@@ -85,6 +86,8 @@ def export(
             Quantising(quantize, bridge.architecture, bridge.hf_config)  # refuses before the model is built
         with shared.fast_imports():
             from ..convert import export_folder
+
+            shared.megatron()
         with advancing("exporting", len(bridge.architecture.hf_shapes())) as advance:
             options = {
                 "plan": parsed,

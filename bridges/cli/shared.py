@@ -225,6 +225,16 @@ def fast_imports() -> Iterator[None]:
             gc.freeze()
 
 
+def megatron() -> None:
+    """Import what conversions need of megatron-core and torch."""
+    from .. import host
+
+    host.install()
+    import megatron.core.dist_checkpointing  # noqa: F401
+    import megatron.core.models.gpt  # noqa: F401
+    import torch.distributed.checkpoint  # noqa: F401
+
+
 class Stopwatch:
     """Seconds since this process was launched, the interpreter's own start included."""
 
