@@ -7,6 +7,7 @@ every case then goes anywhere. The id says enough.
 
 from __future__ import annotations
 
+import gc
 import re
 
 import pytest
@@ -46,6 +47,15 @@ class Lender:
         node.workerinput["shardproof_servers"] = self.lent
 
 
+class Leaver:
+    """Hooks of a worker: when its session ends it has a million objects, and pytest would look at each five times."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self):
+        """Leave them out."""
+        gc.freeze()
+
+
 def servers(bridge: str) -> list:
     """Started servers of a bridge's worlds; none where it cannot be loaded (the workers say why) or has an interpreter of its own."""
     from .api import load_adapter
@@ -66,6 +76,7 @@ def join(config) -> None:
     if hasattr(config, "workerinput"):
         from .worlds.launcher import borrow
 
+        config.pluginmanager.register(Leaver(), "shardproof-leaver")
         borrow([(tuple(map(_frozen, key)), door) for key, door in config.workerinput.get("shardproof_servers", [])])
     elif config.getoption("dist", "no") == "loadgroup" and any("conformance" in argument for argument in config.args):
         config.pluginmanager.register(Lender(config), "shardproof-lender")

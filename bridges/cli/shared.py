@@ -230,7 +230,7 @@ def megatron() -> None:
     from .. import host
 
     host.install()
-    import megatron.core.dist_checkpointing  # noqa: F401
+    import megatron.core.dist_checkpointing
     import megatron.core.models.gpt  # noqa: F401
     import torch.distributed.checkpoint  # noqa: F401
 
