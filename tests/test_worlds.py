@@ -279,10 +279,11 @@ def test_a_failed_pool_says_that_it_ended(pools):
             pool.run(task("whoami"))
 
 
-def test_a_preload_that_fails_is_told_with_its_traceback():
+@pytest.mark.parametrize("before", [(), PRELOAD], ids=("alone", "forked"))
+def test_a_preload_that_fails_is_told_with_its_traceback(before):
     """The fork server's own failure reaches the caller, not a bare end of file."""
     with pytest.raises(WorldError, match="No module named 'no_such_module_here'"):
-        Pool(1, host=None, preload=("no_such_module_here",))
+        Pool(1, host=HOST if before else None, preload=(*before, "no_such_module_here"))
 
 
 # ----------------------------------------------------------------------------------------------------- start, end, size
