@@ -294,10 +294,11 @@ class AutoBridge:
 
     def live(self, model) -> Architecture:
         """The architecture of a built model: its provider's (models built elsewhere: this bridge's), in the dtype it has now and with the
-        kind of expert modules it has."""
-        chunk = as_chunks(model)[0]
+        kind of expert modules it has. A stage of layers that do nothing has no parameters."""
+        chunks = as_chunks(model)
+        chunk, parameter = chunks[0], next((p for chunk in chunks for p in chunk.parameters()), None)
         architecture = getattr(chunk, "hf_architecture", self.architecture)
-        now = {"params_dtype": str(next(chunk.parameters()).dtype).split(".")[-1]}
+        now = {} if parameter is None else {"params_dtype": str(parameter.dtype).split(".")[-1]}
         if "moe_grouped_gemm" in architecture.settings:
             now["moe_grouped_gemm"] = chunk.config.moe_grouped_gemm
         return Architecture(self.family, {**architecture.settings, **now})

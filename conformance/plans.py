@@ -1,6 +1,7 @@
 """The plans that the suite runs, as text; a bridge reads them in its own way.
 
-``splitA-B-...`` names the decoder layers of every virtual stage in model order. Toys have 5 layers, so every pipeline here is uneven.
+``splitA-B-...`` names the decoder layers of every virtual stage in model order. Toys have 5 layers, so every pipeline here is uneven; one with
+more has the rest of them on its last stage.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
+from shardproof.toy_models.decoder import section_of
 from shardproof.toy_models.experts import EXPERTS as EXPERT_COUNTS
+from shardproof.toy_models.layers import layer_count
 
 from .prediction import predicts
 
@@ -132,6 +135,21 @@ def on_gpus(config: Mapping) -> tuple[str, ...]:
 
 def wanted(config: Mapping, geometry: str, profile: str, *, first: bool) -> tuple[str, ...]:
     """The plans of a toy; one that it cannot carry gives no case. first: whether it is its family's first variant, which gets all."""
+    return tuple(stretched(plan, layer_count(section_of(config))) for plan in _wanted(config, geometry, profile, first))
+
+
+def stretched(plan: str, layers: int) -> str:
+    """A plan for five layers as one for another number of them, from five on: the last stage that has some takes what there is more."""
+    found = re.search(r"split([\d-]+)", plan)
+    if not found:
+        return plan
+    stages = [int(number) for number in found[1].split("-")]
+    last = max(at for at, number in enumerate(stages) if number)
+    stages[last] += max(0, layers - sum(stages))
+    return plan.replace(found[0], f"split{'-'.join(map(str, stages))}")
+
+
+def _wanted(config: Mapping, geometry: str, profile: str, first: bool) -> tuple[str, ...]:
     dense, experts = (DEFAULT, NIGHTLY, EVEN, OTHERS), (EXPERTS, EXPERTS_NIGHTLY, EXPERTS_EVEN, EXPERTS_OTHERS)
     default, nightly, even, others = experts if routed(config) else dense
     if geometry == "even":

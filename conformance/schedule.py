@@ -26,7 +26,7 @@ def run_heads(chunks: list, vocab: int, *, forward_only: bool = False, batch=Non
 
     if not forward_only:
         chunks[0].config.finalize_model_grads_func = finalize_model_grads
-    device = next(chunks[0].parameters()).device
+    device = torch.device(torch.cuda.current_device())  # a stage may have no parameter to ask
     ids, probe = (tensor.to(device) for tensor in batch or inputs(vocab))
     mine = _local_positions(ids.shape[1])
     micro_batches = 4 if len(chunks) > 1 else 2  # with virtual stages two are all warm-up: the steady state must run too

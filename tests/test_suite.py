@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from shardproof import fixtures
+from shardproof.conformance import plans
+from shardproof.conformance.api import load_adapter
+from shardproof.toy_models import toy_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,3 +126,17 @@ def test_an_adapter_that_lacks_methods_is_named(tmp_path):
     (tmp_path / "thin.py").write_text("class A:\n    name = 'thin'\n    host = None\nADAPTER = A()\n")
     done = run("--bridge", "thin:ADAPTER", reports=tmp_path, path=tmp_path)
     assert done.returncode != 0 and "export_weights" in done.stdout + done.stderr
+
+
+def test_plans_follow_a_toy_of_more_layers():
+    """A toy that needs seven layers to have every kind twice is cut into stages like the others."""
+    assert plans.stretched("tp2,pp2,split2-3,sp", 7) == "tp2,pp2,split2-5,sp"
+    assert plans.stretched("pp2,vpp2,split2-1-1-1", 7) == "pp2,vpp2,split2-1-1-3"
+    assert plans.stretched("pp2,split5-0", 6) == "pp2,split6-0"  # prediction layers keep their stage
+    assert [plans.stretched(p, 5) for p in plans.EXPERTS_NIGHTLY] == list(plans.EXPERTS_NIGHTLY)
+    ultra = fixtures.published("nvidia/Llama-3_1-Nemotron-Ultra-253B-v1")
+    toy = toy_config(ultra)
+    assert toy["num_hidden_layers"] == 7
+    adapter = load_adapter("reference")
+    left = [p for p in plans.wanted(toy, "default", "nightly", first=False) if "pp" in p and not adapter.possible(toy, p)]
+    assert len(left) >= 8, left
