@@ -114,8 +114,9 @@ def lab():
     with_local.close()
 
 
-@pytest.mark.parametrize("plan", ["tp2", "pp2,split2-3"])
+@pytest.mark.parametrize("plan", ["tp2", "pp2,split2-3", "pp3,split2-1-2"])
 def test_pruned_layers_of_the_local_spec(lab, plan):
-    """The suite's own laws hold in megatron-core's local layer spec too, where norms stand alone."""
+    """The suite's own laws hold in megatron-core's local layer spec too, where norms stand alone; and where a stage has a layer that is gone and
+    no other, hence no parameter."""
     for check in WHOLE:
         CHECKS[check].run(lab, Case("llama_nemotron", PRUNED, plan, "fp32", CHECKS[check].direction, check))
